@@ -1,0 +1,20 @@
+"""Statistical fault models of accelerators (§3 of the paper, Table 3)."""
+
+from ftnas_jax.faults.mibb import MiBB
+from ftnas_jax.faults.model import FaultModel, Site, inject
+from ftnas_jax.faults.stuck_at import HEALTHY, STUCK_AT_0, STUCK_AT_1, StuckAt
+from ftnas_jax.faults.text import MODELS, format_text, parse
+
+__all__ = [
+    "HEALTHY",
+    "MODELS",
+    "STUCK_AT_0",
+    "STUCK_AT_1",
+    "FaultModel",
+    "MiBB",
+    "Site",
+    "StuckAt",
+    "format_text",
+    "inject",
+    "parse",
+]

@@ -1,0 +1,81 @@
+"""MAC-i.i.d. bit-bias: upsets in the LUTs of adders, seen at pre-activation features (Eq. 8)."""
+
+import dataclasses
+import functools
+import math
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ftnas_jax.faults import bernoulli
+from ftnas_jax.faults.model import Site, check_rate
+from ftnas_jax.fixed_point import FixedPoint, saturate
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["p_m"], meta_fields=["form"])
+@dataclasses.dataclass(frozen=True)
+class MiBB:
+    """A feature gets a bias of ±2^α steps, α uniform over all bits, the sign uniform (Eq. 8).
+
+    Eq. 8 simplifies Eq. 7: at most one bit of a feature is hit. The result saturates at the ends of
+    the feature format.
+
+    Attributes:
+        p_m: error rate of one multiply-accumulate, in [0, 1].
+        form: how a feature behind M_l of them fails. `compound`, 1 - (1 - p_m)^M_l, stays a
+            probability and is what the paper's published code computes; `linear`, p_m · M_l cut
+            at 1, is the paper's first-order text.
+    """
+
+    p_m: float | jax.Array = 1e-4
+    form: Literal["compound", "linear"] = "compound"
+
+    name: ClassVar[str] = "mibb"
+    site: ClassVar[Site] = "features"
+
+    def __post_init__(self):
+        check_rate(self.name, "p_m", self.p_m)
+        if self.form not in ("compound", "linear"):
+            raise ValueError(f"mibb: form is {self.form!r}; choose compound or linear")
+
+    def rate(self, macs: int):
+        """Probability that one feature behind `macs` multiply-accumulates is hit."""
+        if isinstance(self.p_m, (int, float)):
+            return _rate(float(self.p_m), macs, self.form)
+        p_m = jnp.asarray(self.p_m, jnp.float32)
+        if self.form == "linear":
+            return jnp.minimum(p_m * macs, 1.0)
+        return -jnp.expm1(macs * jnp.log1p(-p_m))
+
+    def sample(
+        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, *, macs: int
+    ) -> jax.Array:
+        """int32 of `shape`: the bias of every feature in steps of 2^-l, 0 where nothing fails."""
+        rate, size = self.rate(macs), math.prod(shape)
+        if bernoulli.is_sparse(rate, size):
+            values = functools.partial(_biases, bits=fmt.bits)
+            return bernoulli.scatter_failures(key, size, rate, values).reshape(shape)
+        hit_key, bias_key = jax.random.split(key)
+        hit = bernoulli.below(bernoulli.random_words(hit_key, shape), rate)
+        bias = _biases(bias_key, size, bits=fmt.bits).reshape(shape)
+        return jnp.where(hit, bias, 0)
+
+    def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
+        """The codes with their biases added, saturated."""
+        return saturate(codes + fault_map, fmt)
+
+
+def _rate(p_m: float, macs: int, form: str) -> float:
+    if form == "linear":
+        return min(p_m * macs, 1.0)
+    return 1.0 if p_m == 1 else -math.expm1(macs * math.log1p(-p_m))
+
+
+def _biases(key: jax.Array, count: int, *, bits: int) -> jax.Array:
+    """int32 [count], each of ±2^0 .. ±2^(bits-1) equally likely, to 2^-28."""
+    words = jax.random.bits(key, (count,), jnp.uint32)
+    sign = jnp.where(words & 1 == 1, jnp.int32(-1), jnp.int32(1))
+    # The product of the 28 bits above the sign with `bits` stays below 2^32.
+    place = ((words >> 4) * jnp.uint32(bits)) >> 28
+    return sign * jnp.left_shift(jnp.int32(1), place.astype(jnp.int32))

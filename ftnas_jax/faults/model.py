@@ -1,0 +1,55 @@
+"""What every fault model has in common: where it acts, and how faults reach codes."""
+
+import numbers
+from typing import Any, ClassVar, Literal, Protocol
+
+import jax
+
+from ftnas_jax.fixed_point import FixedPoint
+
+Site = Literal["weights", "features"]
+"""What a model acts on: weights w, or pre-activation features f (Table 3)."""
+
+
+class FaultModel(Protocol):
+    """A statistical fault model: a frozen dataclass of rates that is also a pytree of them.
+
+    With Python numbers as rates a model is hashable and its rates are known when a program is
+    traced; with arrays one compiled program serves many rates.
+    """
+
+    name: ClassVar[str]
+    site: ClassVar[Site]
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, *, macs: int) -> Any:
+        """Draw a fault map for codes of `shape`. Consumes `key`.
+
+        `macs` is M_l, the multiply-accumulates behind one element; only models of faults in logic
+        use it.
+        """
+        ...
+
+    def apply(self, codes: jax.Array, fault_map: Any, fmt: FixedPoint) -> jax.Array:
+        """The codes (int32) that hardware with these faults holds; again codes of `fmt`."""
+        ...
+
+
+def inject(
+    models: tuple[FaultModel, ...],
+    codes: jax.Array,
+    fmt: FixedPoint,
+    key: jax.Array,
+    *,
+    macs: int,
+) -> jax.Array:
+    """Put `codes` through every model in turn. Consumes `key`, one fold of it for each model."""
+    for place, model in enumerate(models):
+        fault_map = model.sample(jax.random.fold_in(key, place), codes.shape, fmt, macs=macs)
+        codes = model.apply(codes, fault_map, fmt)
+    return codes
+
+
+def check_rate(model: str, field: str, rate: Any) -> None:
+    """Raise ValueError where `rate` is a number outside [0, 1]; arrays are let through."""
+    if isinstance(rate, numbers.Real) and not 0 <= float(rate) <= 1:
+        raise ValueError(f"{model}: {field} is {rate}; a rate lies in [0, 1]")

@@ -1,0 +1,148 @@
+"""Dynamic fixed point (§2.2): integer codes times a power of two, one per tensor.
+
+A tensor x is held as integer codes c with x = c · 2^-l. The fraction length l may be negative.
+
+The paper's Eqs. 2 to 4 count magnitude bits only and do not agree with each other (Fig. 3 uses
+Q = 6 for the bound 127). Here `bits` counts every bit of the code, the sign included, so 8 bits
+hold -128..127 in two's complement and -127..127 in sign-magnitude.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+MIN_BITS, MAX_BITS = 2, 16
+_MAX_SHIFT = 120  # keeps 2^l and 2^-l normal float32 numbers
+
+Encoding = Literal["twos_complement", "sign_magnitude"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPoint:
+    """A fixed-point format.
+
+    Attributes:
+        bits: width of a code in bits, its sign included, 2..16.
+        encoding: `twos_complement` (features, CMOS; Eqs. 2 and 4) with codes in
+            [-2^(bits-1), 2^(bits-1) - 1], or `sign_magnitude` (weights held by a positive and a
+            negative RRAM crossbar; Eq. 3) with codes in ±(2^(bits-1) - 1).
+    """
+
+    bits: int = 8
+    encoding: Encoding = "twos_complement"
+
+    def __post_init__(self):
+        if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
+            raise ValueError(f"bits is {self.bits!r}; a code has {MIN_BITS} to {MAX_BITS} bits")
+        if self.encoding not in ("twos_complement", "sign_magnitude"):
+            raise ValueError(
+                f"encoding is {self.encoding!r}; choose twos_complement or sign_magnitude"
+            )
+
+    @property
+    def max_code(self) -> int:
+        """The largest code; times 2^-l it is the bound R of Eqs. 2 to 4."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def min_code(self) -> int:
+        """The smallest code."""
+        return -self.max_code - (self.encoding == "twos_complement")
+
+
+def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
+    """The largest l for which no element of `x` overflows (minimal overflow, §5.1).
+
+    An element overflows where x · 2^l, rounded half to even, is not a code. Elements that are not
+    finite have no say. A tensor without any finite, nonzero element gets l = bits - 1, the format
+    of [-1, 1). l is kept within ±120, so tensors smaller than about 2^-120 lose resolution.
+
+    Args:
+        x: float32 of any shape, at least one element.
+
+    Returns:
+        int32 scalar.
+    """
+    high, low = _finite_range(x)
+    _, exponent = jnp.frexp(jnp.maximum(high, -low))
+    # |x| < 2^exponent, so bits - 2 - exponent fits always; two more may fit after rounding.
+    base = jnp.asarray(fmt.bits - 2, jnp.int32) - exponent
+    candidates = jnp.clip(base + jnp.arange(3, dtype=jnp.int32), -_MAX_SHIFT, _MAX_SHIFT)
+    fits = (jnp.round(jnp.ldexp(high, candidates)) <= fmt.max_code) & (
+        jnp.round(jnp.ldexp(low, candidates)) >= fmt.min_code
+    )
+    best = jnp.max(jnp.where(fits, candidates, candidates[0]))
+    empty = (high == 0) & (low == 0)
+    return jnp.where(empty, jnp.int32(fmt.bits - 1), best)
+
+
+def _finite_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest and smallest of 0 and the finite elements."""
+    high, low = jnp.max(x, initial=0.0), jnp.min(x, initial=0.0)
+
+    def masked():
+        finite = jnp.isfinite(x)
+        return jnp.max(x, initial=0.0, where=finite), jnp.min(x, initial=0.0, where=finite)
+
+    # The mask costs four times as much as the plain reduction, and is hardly ever needed.
+    return jax.lax.cond(jnp.isfinite(high) & jnp.isfinite(low), lambda: (high, low), masked)
+
+
+def to_codes(x: jax.Array, length: jax.Array, fmt: FixedPoint) -> jax.Array:
+    """Nearest codes, ties to even, saturated at the ends of the format.
+
+    Infinities saturate and NaN becomes 0, as in the usual float to integer conversions of
+    hardware; a caller that must notice a diverged computation checks for NaN before.
+
+    Args:
+        x: float32 [...].
+        length: int32, broadcastable to `x`; the fraction length.
+
+    Returns:
+        int32 [...].
+    """
+    scaled = jnp.round(x * _power_of_two(length))
+    scaled = jnp.where(jnp.isnan(scaled), 0.0, scaled)
+    return jnp.clip(scaled, fmt.min_code, fmt.max_code).astype(jnp.int32)
+
+
+def from_codes(codes: jax.Array, length: jax.Array) -> jax.Array:
+    """The float32 values codes · 2^-l, exact."""
+    return codes.astype(jnp.float32) * _power_of_two(-length)
+
+
+def saturate(codes: jax.Array, fmt: FixedPoint) -> jax.Array:
+    """Codes (int32, maybe out of range) moved to the nearest code of the format."""
+    return jnp.clip(codes, fmt.min_code, fmt.max_code)
+
+
+def quantize(x: jax.Array, fmt: FixedPoint, length: jax.Array | None = None) -> jax.Array:
+    """Round `x` to the format; the gradient passes straight through.
+
+    Args:
+        x: float32 [...].
+        length: int32 fraction length; by default that of `x` (minimal overflow).
+
+    Returns:
+        float32 [...], every element a code times 2^-length.
+    """
+    length = fraction_length(jax.lax.stop_gradient(x), fmt) if length is None else length
+    return straight_through(x, from_codes(to_codes(x, length, fmt), length))
+
+
+@jax.custom_jvp
+def straight_through(x: jax.Array, value: jax.Array) -> jax.Array:
+    """`value` in the forward pass, the gradient of `x` in the backward pass."""
+    del x
+    return value
+
+
+@straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def _power_of_two(exponent: jax.Array) -> jax.Array:
+    return jnp.ldexp(jnp.float32(1.0), jnp.asarray(exponent, jnp.int32))

@@ -1,0 +1,126 @@
+"""What the loop of a long job needs from outside: to be told to stop, and to be watched."""
+
+import signal
+import threading
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class Terminator:
+    """Within its `with`, SIGTERM and SIGINT (Ctrl-C) ask the loop to stop instead of killing it.
+
+    The loop looks at `requested` between steps, saves, and exits with `exit_code`. A second signal
+    does what it would have done without the Terminator. Outside the main thread, where Python
+    allows no handlers, it does nothing.
+
+    Attributes:
+        signal: the signal that came, or None.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal, as shells count: 143 for SIGTERM, 130 for SIGINT; 0 without one."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    def __enter__(self) -> "Terminator":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._put_back()
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        self.signal = number
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._previous:
+            # A handler that was not installed from Python reads as None; default is all we can do.
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class Progress:
+    """A progress bar where stdout is a terminal; elsewhere only the lines given to `log`.
+
+    Args:
+        total: steps of the whole job.
+        start: steps done before, by the run that is resumed.
+        title: the word in front, as in "search".
+    """
+
+    def __init__(
+        self, total: int, *, start: int = 0, title: str = "", console: Console | None = None
+    ):
+        self._console = console or Console()
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            _SpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[values]}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=start, values="")
+
+    def update(self, step: int, **values: Any) -> None:
+        """Move the bar to `step` of the total; show `values`, as in `epoch="3/100", reward=0.71`.
+
+        Numbers are shown with four digits. Values stay until the next update that names any.
+        """
+        self._bar.update(self._task, completed=step)
+        if values:
+            text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+            self._bar.update(self._task, values=text)
+
+    def log(self, line: str) -> None:
+        """Print a line: above the bar, or plainly (and at once) where there is no bar."""
+        if self._console.is_terminal:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._console.file, flush=True)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+
+class _SpeedColumn(ProgressColumn):
+    """Steps a second, or seconds a step where that is the larger number."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step")
+
+
+def _short(value: Any) -> str:
+    return str(value) if isinstance(value, (str, int)) else f"{float(value):.4g}"

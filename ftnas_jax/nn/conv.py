@@ -1,0 +1,199 @@
+"""Convolutions whose gradients are fast inside control flow, on every platform.
+
+One definition: y[o] = sum over taps t of x[stride · o + dilation · t - padding] · kernel[t], odd
+square kernels, padding dilation · (k - 1) / 2 on every side (as in PyTorch, not XLA's SAME, which
+pads differently at stride 2).
+
+On GPU and TPU these are XLA's convolutions with XLA's gradients. On CPU XLA runs gradient
+convolutions in a naive loop once they stand inside a scan or a switch, 50 times slower, and
+depthwise ones everywhere. There, the gradients are written as forward convolutions and depthwise
+convolutions as sums of shifted slices. The choice is made while tracing.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_CACHE_POSITIONS = {"dense": 8192, "depthwise": 4096}
+"""Image positions a step of a weight gradient works on, so that its data stay in cache (CPU)."""
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+    """Dense convolution.
+
+    Args:
+        x: [B, H, W, I].
+        kernel: [k, k, I, O], k odd.
+        stride: step of the output grid.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), O].
+    """
+    if kernel.shape[0] == 1:
+        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+    return (_conv2d_cpu if _on_cpu() else conv2d_native)(x, kernel, stride)
+
+
+def depthwise_conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1
+) -> jax.Array:
+    """Depthwise convolution: every channel with a kernel of its own.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [k, k, C], k odd.
+        stride: step of the output grid.
+        dilation: distance between taps.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), C].
+    """
+    form = _depthwise_cpu if _on_cpu() else depthwise_conv2d_native
+    return form(x, kernel, stride, dilation)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilation: int = 1, groups: int = 1):
+    """XLA's own convolution with the padding of this module."""
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+def depthwise_conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilation: int):
+    """XLA's own grouped convolution with the padding of this module."""
+    return conv2d_native(x, kernel[:, :, None, :], stride, dilation, groups=x.shape[-1])
+
+
+# Dense, on CPU
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv2d_cpu(x, kernel, stride):
+    return conv2d_native(x, kernel, stride)
+
+
+def _conv2d_cpu_forward(x, kernel, stride):
+    return conv2d_native(x, kernel, stride), (x, kernel)
+
+
+def _conv2d_cpu_backward(stride, residuals, g):
+    x, kernel = residuals
+    g = spread(g, x.shape, stride)
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    return conv2d_native(g, flipped, 1), _kernel_gradient(x, g, kernel.shape[0])
+
+
+_conv2d_cpu.defvjp(_conv2d_cpu_forward, _conv2d_cpu_backward)
+
+
+def _kernel_gradient(x: jax.Array, g: jax.Array, k: int) -> jax.Array:
+    """[k, k, I, O]: correlation of x [B, H, W, I] with g [B, H, W, O].
+
+    It is a convolution in which channels are the images, images the channels and g the kernel.
+    """
+    pad = (k - 1) // 2
+
+    def add_chunk(total, chunk):
+        xs, gs = chunk
+        lhs, rhs = jnp.transpose(xs, (3, 1, 2, 0)), jnp.transpose(gs, (1, 2, 0, 3))
+        part = lax.conv_general_dilated(
+            lhs, rhs, (1, 1), [(pad, pad)] * 2, dimension_numbers=_LAYOUT
+        )
+        return total + part, None
+
+    start = jnp.zeros((x.shape[-1], k, k, g.shape[-1]), x.dtype)
+    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g, _CACHE_POSITIONS["dense"]))
+    return jnp.transpose(total, (1, 2, 0, 3))
+
+
+# Depthwise, on CPU
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_cpu(x, kernel, stride, dilation):
+    slices = shifted_slices(x, kernel.shape[0], stride, dilation)
+    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    return sum((s * tap for s, tap in zip(slices[1:], taps[1:], strict=True)), slices[0] * taps[0])
+
+
+def _depthwise_cpu_forward(x, kernel, stride, dilation):
+    return _depthwise_cpu(x, kernel, stride, dilation), (x, kernel)
+
+
+def _depthwise_cpu_backward(stride, dilation, residuals, g):
+    x, kernel = residuals
+    g = spread(g, x.shape, stride)
+    dx = _depthwise_cpu(g, kernel[::-1, ::-1], 1, dilation)
+    return dx, _depthwise_kernel_gradient(x, g, kernel.shape[0], dilation)
+
+
+_depthwise_cpu.defvjp(_depthwise_cpu_forward, _depthwise_cpu_backward)
+
+
+def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, k: int, dilation: int) -> jax.Array:
+    """[k, k, C]: for every tap the sum over positions of the shifted x times g."""
+    _, height, width, channels = x.shape
+
+    def add_chunk(total, chunk):
+        xs, gs = chunk
+        # Sums over images and rows first: whole rows of W · C numbers fill the vector units.
+        rows = [
+            (s * gs).sum(0).reshape(height, width * channels).sum(0)
+            for s in shifted_slices(xs, k, 1, dilation)
+        ]
+        return total + jnp.stack(rows), None
+
+    start = jnp.zeros((k * k, width * channels), x.dtype)
+    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g, _CACHE_POSITIONS["depthwise"]))
+    return total.reshape(k, k, width, channels).sum(2)
+
+
+# Shared by convolutions and pooling on CPU
+
+
+def shifted_slices(
+    x: jax.Array, k: int, stride: int = 1, dilation: int = 1, fill: float = 0.0
+) -> list[jax.Array]:
+    """The k² inputs [B, ceil(H/stride), ceil(W/stride), C] of a window, padded with `fill`."""
+    pad = dilation * (k - 1) // 2
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    return [
+        padded[:, top : top + height : stride, left : left + width : stride]
+        for top in range(0, dilation * k, dilation)
+        for left in range(0, dilation * k, dilation)
+    ]
+
+
+def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill=0) -> jax.Array:
+    """g at every `stride`-th position of a [B, H, W, C] tensor of `shape`, `fill` between them."""
+    if stride == 1:
+        return g
+    config = [(0, 0, 0)] * 4
+    for axis in (1, 2):
+        length = stride * (g.shape[axis] - 1) + 1
+        config[axis] = (0, shape[axis] - length, stride - 1)
+    return lax.pad(g, jnp.asarray(fill, g.dtype), config)
+
+
+def _in_chunks(x: jax.Array, g: jax.Array, positions: int) -> tuple[jax.Array, jax.Array]:
+    """Both tensors as [chunks, images, ...] with about `positions` image positions a chunk."""
+    batch, height, width, _ = x.shape
+    images = max(1, min(batch, positions // (height * width)))
+    while batch % images:
+        images -= 1
+    return tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in (x, g))

@@ -1,0 +1,76 @@
+"""3x3 pooling with padding 1, fast on CPU where XLA's pooling gradients are not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftnas_jax.nn.conv import shifted_slices, spread
+
+_WINDOW = 3
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Largest of the 3x3 neighbours, [B, H, W, C] → [B, ceil(H/stride), ceil(W/stride), C].
+
+    The gradient goes to the first of equal neighbours in row-major order. Ties are common among
+    8-bit codes, so the rule matters; PyTorch and XLA have the same.
+    """
+    return functools.reduce(jnp.maximum, shifted_slices(x, _WINDOW, stride, fill=-jnp.inf))
+
+
+def _max_pool_forward(x, stride):
+    y = max_pool(x, stride)
+    return y, (x, y)
+
+
+def _max_pool_backward(stride, residuals, g):
+    x, y = residuals
+    winner = jnp.full(y.shape, -1, jnp.int8)
+    slices = shifted_slices(x, _WINDOW, stride, fill=-jnp.inf)
+    for place in reversed(range(len(slices))):
+        winner = jnp.where(slices[place] == y, jnp.int8(place), winner)
+    # Position i was neighbour `place` of the window centred on the mirrored neighbour of i.
+    gs = shifted_slices(spread(g, x.shape, stride), _WINDOW)
+    winners = shifted_slices(spread(winner, x.shape, stride, fill=-1), _WINDOW, fill=-1)
+    last = len(slices) - 1
+    parts = [
+        jnp.where(winners[last - place] == place, gs[last - place], 0)
+        for place in range(len(slices))
+    ]
+    return (functools.reduce(jnp.add, parts),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Mean of the 3x3 neighbours that lie inside the image; padding is left out of the mean.
+
+    [B, H, W, C] → [B, ceil(H/stride), ceil(W/stride), C].
+    """
+    counts = _neighbour_counts(x.shape[1], stride)[:, None] * _neighbour_counts(x.shape[2], stride)
+    return _window_sum(x, stride) * jnp.asarray(1 / counts[None, :, :, None], x.dtype)
+
+
+def _neighbour_counts(length: int, stride: int) -> np.ndarray:
+    centres = np.arange(0, length, stride)
+    return np.minimum(centres + 1, length - 1) - np.maximum(centres - 1, 0) + 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _window_sum(x, stride):
+    return functools.reduce(jnp.add, shifted_slices(x, _WINDOW, stride))
+
+
+def _window_sum_forward(x, stride):
+    return _window_sum(x, stride), x.shape
+
+
+def _window_sum_backward(stride, shape, g):
+    return (_window_sum(spread(g, shape, stride), 1),)
+
+
+_window_sum.defvjp(_window_sum_forward, _window_sum_backward)

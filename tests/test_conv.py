@@ -1,0 +1,134 @@
+"""Convolutions and pooling against float64 loops written from the definition, gradients too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftnas_jax.nn import conv, pool
+
+CASES = [(k, stride, dilation) for k in (1, 3, 5) for stride in (1, 2) for dilation in (1, 2)]
+
+
+def windows(x, k, stride, dilation, fill=0.0):
+    """float64 [B, Ho, Wo, k, k, C], read off one output position at a time."""
+    batch, height, width, channels = x.shape
+    pad = dilation * (k - 1) // 2
+    rows, cols = range(0, height, stride), range(0, width, stride)
+    out = np.full((batch, len(rows), len(cols), k, k, channels), fill)
+    for a, row in enumerate(rows):
+        for b, col in enumerate(cols):
+            for i in range(k):
+                for j in range(k):
+                    y, z = row + dilation * i - pad, col + dilation * j - pad
+                    if 0 <= y < height and 0 <= z < width:
+                        out[:, a, b, i, j] = x[:, y, z]
+    return out
+
+
+def window_gradient(g, shape, stride, dilation):
+    """The transpose of `windows`: g [B, Ho, Wo, k, k, C] summed into an array of `shape`."""
+    _, height, width, _ = shape
+    k = g.shape[3]
+    pad = dilation * (k - 1) // 2
+    out = np.zeros(shape)
+    for a, row in enumerate(range(0, height, stride)):
+        for b, col in enumerate(range(0, width, stride)):
+            for i in range(k):
+                for j in range(k):
+                    y, z = row + dilation * i - pad, col + dilation * j - pad
+                    if 0 <= y < height and 0 <= z < width:
+                        out[:, y, z] += g[:, a, b, i, j]
+    return out
+
+
+def value_and_gradients(function, g, *inputs):
+    """In one jitted program, inside a loop, as the search runs it."""
+
+    def body(carry):
+        y, vjp = jax.vjp(function, *inputs)
+        return (carry[0] + 1, y, vjp(jnp.asarray(g, jnp.float32)))
+
+    start = (jnp.int32(0), *jax.tree.map(jnp.zeros_like, jax.eval_shape(body, (0,))[1:]))
+    return jax.jit(lambda: jax.lax.while_loop(lambda c: c[0] < 1, body, start))()[1:]
+
+
+def random(rng, *shape):
+    return rng.normal(size=shape)
+
+
+@pytest.mark.parametrize(("k", "stride"), [(k, s) for k in (1, 3, 5) for s in (1, 2)])
+@pytest.mark.parametrize("size", [(3, 8, 6), (2, 7, 5)])
+def test_dense_convolution_and_gradients(k, stride, size):
+    rng = np.random.default_rng(k * 10 + stride)
+    x, kernel = random(rng, *size, 4), random(rng, k, k, 4, 6)
+    win = windows(x, k, stride, 1)
+    y = np.einsum("bhwijc,ijco->bhwo", win, kernel)
+    g = random(rng, *y.shape)
+    dx = window_gradient(np.einsum("bhwo,ijco->bhwijc", g, kernel), x.shape, stride, 1)
+    dkernel = np.einsum("bhwijc,bhwo->ijco", win, g)
+    args = (jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    forms = [lambda x, w: conv.conv2d(x, w, stride=stride)]
+    forms.append(lambda x, w: conv.conv2d_native(x, w, stride))
+    for form in forms:
+        got_y, (got_dx, got_dkernel) = value_and_gradients(form, g, *args)
+        np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got_dx, dx, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got_dkernel, dkernel, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize(("k", "stride", "dilation"), [c for c in CASES if c[0] > 1])
+def test_depthwise_convolution_and_gradients(k, stride, dilation):
+    rng = np.random.default_rng(k * 100 + stride * 10 + dilation)
+    x, kernel = random(rng, 2, 8, 7, 5), random(rng, k, k, 5)
+    win = windows(x, k, stride, dilation)
+    y = np.einsum("bhwijc,ijc->bhwc", win, kernel)
+    g = random(rng, *y.shape)
+    dx = window_gradient(np.einsum("bhwc,ijc->bhwijc", g, kernel), x.shape, stride, dilation)
+    dkernel = np.einsum("bhwijc,bhwc->ijc", win, g)
+    args = (jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
+    forms = [
+        lambda x, w: conv.depthwise_conv2d(x, w, stride=stride, dilation=dilation),
+        lambda x, w: conv.depthwise_conv2d_native(x, w, stride, dilation),
+    ]
+    for form in forms:
+        got_y, (got_dx, got_dkernel) = value_and_gradients(form, g, *args)
+        np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got_dx, dx, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(got_dkernel, dkernel, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)])
+def test_max_pool_sends_the_gradient_to_the_first_of_equal_neighbours(stride, size):
+    rng = np.random.default_rng(stride)
+    x = rng.integers(-2, 3, size=(2, *size, 3)).astype(np.float64)  # many ties
+    win = windows(x, 3, stride, 1, fill=-np.inf)
+    flat = win.reshape(*win.shape[:3], 9, 3)
+    y = flat.max(axis=3)
+    g = random(rng, *y.shape)
+    first = np.arange(9)[:, None] == flat.argmax(axis=3)[..., None, :]
+    dx = window_gradient((first * g[..., None, :]).reshape(win.shape), x.shape, stride, 1)
+    got_y, (got_dx,) = value_and_gradients(
+        lambda x: pool.max_pool(x, stride), g, jnp.asarray(x, jnp.float32)
+    )
+    np.testing.assert_array_equal(got_y, y)
+    np.testing.assert_allclose(got_dx, dx, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)])
+def test_avg_pool_leaves_padding_out_of_the_mean(stride, size):
+    rng = np.random.default_rng(stride)
+    x = random(rng, 2, *size, 3)
+    win = windows(x, 3, stride, 1, fill=np.nan)
+    y = np.nanmean(win, axis=(3, 4))
+    g = random(rng, *y.shape)
+    inside = ~np.isnan(win)
+    share = inside / inside.sum(axis=(3, 4), keepdims=True) * g[:, :, :, None, None]
+    dx = window_gradient(share, x.shape, stride, 1)
+    got_y, (got_dx,) = value_and_gradients(
+        lambda x: pool.avg_pool(x, stride), g, jnp.asarray(x, jnp.float32)
+    )
+    np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got_dx, dx, rtol=1e-5, atol=1e-6)

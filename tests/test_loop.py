@@ -1,0 +1,69 @@
+import io
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ftnas_jax.loop import Progress, Terminator
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_asks_once_and_then_acts_as_before(number, code):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Terminator() as terminator:
+        assert not terminator.requested
+        assert terminator.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert terminator.requested
+        assert terminator.exit_code == code
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_second_ctrl_c_interrupts():
+    with Terminator():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_come_back_without_a_signal():
+    before = signal.getsignal(signal.SIGTERM)
+    with Terminator():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_another_thread_it_does_nothing():
+    results = []
+
+    def work():
+        with Terminator() as terminator:
+            results.append(terminator.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results == [False]
+
+
+def watch(terminal: bool) -> str:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=120)
+    with Progress(10, start=4, title="search", console=console) as progress:
+        progress.update(5, epoch="1/2", reward=np.float32(0.71239))
+        progress.log("epoch 1  [reward] 0.7124")
+    return screen.getvalue()
+
+
+def test_a_terminal_gets_a_bar():
+    screen = watch(terminal=True)
+    for text in ("search", " 50%", "epoch 1/2", "reward 0.7124", "epoch 1  [reward] 0.7124"):
+        assert text in screen
+
+
+def test_a_file_gets_only_the_logged_lines():
+    assert watch(terminal=False) == "epoch 1  [reward] 0.7124\n"
