@@ -57,7 +57,8 @@ def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
 
     An element overflows where x · 2^l, rounded half to even, is not a code. Elements that are not
     finite have no say. A tensor without any finite, nonzero element gets l = bits - 1, the format
-    of [-1, 1). l is kept within ±120, so tensors smaller than about 2^-120 lose resolution.
+    of [-1, 1). l is kept within ±120 (and above bits - 128), so tensors smaller than about 2^-120
+    lose resolution, and elements beyond the largest code times 2^120 saturate.
 
     Args:
         x: float32 of any shape, at least one element.
@@ -69,7 +70,8 @@ def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
     _, exponent = jnp.frexp(jnp.maximum(high, -low))
     # |x| < 2^exponent, so bits - 2 - exponent fits always; two more may fit after rounding.
     base = jnp.asarray(fmt.bits - 2, jnp.int32) - exponent
-    candidates = jnp.clip(base + jnp.arange(3, dtype=jnp.int32), -_MAX_SHIFT, _MAX_SHIFT)
+    lowest = max(-_MAX_SHIFT, fmt.bits - 128)  # code · 2^-l stays a finite float32
+    candidates = jnp.clip(base + jnp.arange(3, dtype=jnp.int32), lowest, _MAX_SHIFT)
     fits = (jnp.round(jnp.ldexp(high, candidates)) <= fmt.max_code) & (
         jnp.round(jnp.ldexp(low, candidates)) >= fmt.min_code
     )

@@ -151,6 +151,11 @@ class Space:
         ops = jax.random.randint(op_key, shape, 0, len(self.primitives))
         return jnp.stack([inputs, ops], axis=-1).astype(jnp.int32)
 
+    def first(self) -> Architecture:
+        """The architecture of all first choices: node 0 and the first operation everywhere."""
+        cell = (Connection(0, 0),) * self.connections
+        return Architecture(cell, cell)
+
     def format(self, architecture: Architecture, style: str = "ftnas") -> str:
         """Genotype text, one list of (operation, from node, to node) a cell.
 

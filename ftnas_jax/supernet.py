@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from ftnas_jax.nn.cell import CellSpec, static_cell, traced_cell
-from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, hold_weights, store_features
+from ftnas_jax.nn.fault_table import FaultTable
+from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, hold_weights, write_features
 from ftnas_jax.nn.norm import update_running
 from ftnas_jax.nn.primitives import (
     NORM_SLOTS,
-    Sites,
     apply_primitive,
     initialize,
     initialize_primitive,
@@ -146,7 +146,7 @@ class Network(nn.Module):
         config = self.config
         chosen = self._chosen(architecture)
         block = {"config": config, "hardware": self.hardware, "train": train}
-        x = store_features(images, self.hardware)
+        x = write_features(images, self.hardware, None)
         stem = Stem(**block, name="stem")(x, draw.at(0))
         older, newer, channels = stem, stem, config.channels
         for place in range(config.cells):
@@ -171,13 +171,13 @@ class Network(nn.Module):
         return given
 
     def _classify(self, x: jax.Array, train: bool) -> jax.Array:
-        pooled = store_features(jnp.mean(x, (1, 2)), self.hardware)
+        pooled = write_features(jnp.mean(x, (1, 2)), self.hardware, None)
         pooled = nn.Dropout(self.config.dropout, deterministic=not train)(pooled)
         classes = self.config.num_classes
         shapes = {"kernel": (pooled.shape[-1], classes), "bias": (classes,)}
         kernel = self.param("kernel", initialize, "kernel", shapes)
         bias = self.param("bias", initialize, "bias", shapes)
-        return pooled @ hold_weights(kernel, self.hardware, CLEAN) + bias[None]
+        return pooled @ hold_weights(kernel, self.hardware, None) + bias[None]
 
 
 class _Block(nn.Module):
@@ -191,9 +191,7 @@ class _Block(nn.Module):
         """Parameters of one operation as `{layer: {field: array}}`, stacked where asked."""
         if not shapes:
             return {}
-        if stack is None:
-            return self.param(name, initialize_primitive, shapes)
-        return self.param(name, _stacked(stack), shapes)
+        return self.param(name, initialize_primitive, shapes, stack)
 
     def _running(self, name: str, shape: tuple[int, ...]):
         """The variable of running statistics [..., 2, C], or None in the batch mode."""
@@ -218,12 +216,14 @@ class _Block(nn.Module):
         """One operation that is always there, with parameters of its own."""
         shapes = parameter_shapes(name, x.shape[-1], features, stride=stride, affine=affine)
         running = self._running(f"{name}/stats", (NORM_SLOTS, 2, features))
+        table = FaultTable(self.hardware, ((name, stride),), x.shape[-1], features)
+        out = (x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
         y, statistics = apply_primitive(
             name,
             self._parameters(name, shapes),
             x,
             self._to_use(running),
-            Sites(draw.at(0), draw.at(1)),
+            table.draw(0, draw.at(0), draw.at(1), out),
             stride=stride,
             hardware=self.hardware,
             pool_norm=self.config.pool_norm,
@@ -231,16 +231,6 @@ class _Block(nn.Module):
         if self._records(running):
             running.value = update_running(running.value, statistics)
         return y
-
-
-def _stacked(rows: int):
-    """An initializer of as many independent copies, along a new first axis."""
-
-    def initializer(key, shapes):
-        keys = jax.random.split(key, rows)
-        return jax.vmap(lambda k: initialize_primitive(k, shapes))(keys)
-
-    return initializer
 
 
 class Stem(_Block):

@@ -1,20 +1,60 @@
 """Exact random choices at given rates.
 
-A position fails where a uniform 32-bit word lies below rate · 2^32. Rates are exact to 2^-32 for
-Python numbers and to float32 precision for arrays, over all of [0, 1].
+A position fails where a uniform 32-bit word lies below rate · 2^32: rates are exact to 2^-32 for
+Python numbers (and to 2^-25 next to 1) and to float32 precision for arrays, over all of [0, 1].
 
 Where few positions fail, only those are drawn: the gaps between failures of independent trials are
-geometric. Both ways have the same distribution; which is cheaper is decided while tracing.
+geometric. Both ways have the same distribution.
 """
 
 import math
+import numbers
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _WORDS = 2**32
-_SPARSE_BELOW = 0.06
+_SPARSE_BELOW = 0.08
 """Rates under which drawing the failing positions beats a word for each position (on CPU)."""
+
+_CHUNKS = 32
+"""Positions drawn at a time: one for as many elements."""
+
+_EXACT_FLOAT = 2**24
+"""Sums of whole numbers are exact in float32 up to here."""
+
+
+class Rate(NamedTuple):
+    """A probability and what the samplers need of it; NumPy scalars where it is known.
+
+    Attributes:
+        p: float32 in [0, 1].
+        threshold: uint32 t such that a uniform word lies below it with probability p; for p = 1,
+            which no t gives, see `below`.
+        gap_scale: float32 -1 / log(1 - p), the mean gap between failures in units of log.
+    """
+
+    p: jax.Array | np.generic
+    threshold: jax.Array | np.generic
+    gap_scale: jax.Array | np.generic
+
+
+def as_rate(p) -> Rate:
+    """The rate of a Python number, computed in float64, or of a float32 array."""
+    if isinstance(p, numbers.Real):
+        p = float(p)
+        threshold = np.uint32(min(round(p * _WORDS), _WORDS - 1))
+        scale = -1 / math.log1p(-p) if 0 < p < 1 else 0.0
+        # Above 0 the mean gap is cut where it exceeds any array.
+        scale = min(scale, 1e30) if p > 0 else 1e30
+        return Rate(np.float32(p), threshold, np.float32(scale))
+    p = jnp.asarray(p, jnp.float32)
+    # The largest float32 below 1 still fits after scaling.
+    scaled = jnp.minimum(p, jnp.float32(1 - 2**-24)) * jnp.float32(_WORDS)
+    threshold = jnp.where(p >= 1, jnp.uint32(_WORDS - 1), scaled.astype(jnp.uint32))
+    return Rate(p, threshold, jnp.minimum(-1 / jnp.log1p(-p), jnp.float32(1e30)))
 
 
 def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -25,48 +65,45 @@ def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
 
 
-def word_threshold(rate) -> jax.Array:
-    """uint32 t such that a uniform word w has P(w < t) = rate; rate 1 gives 2^32 - 1.
-
-    The one word that rate 1 would miss is dealt with by `below`.
-    """
-    if isinstance(rate, (int, float)):
-        return jnp.uint32(min(round(rate * _WORDS), _WORDS - 1))
-    rate = jnp.asarray(rate, jnp.float32)
-    # The largest float32 below 1 still fits after scaling.
-    scaled = jnp.minimum(rate, jnp.float32(1 - 2**-24)) * jnp.float32(_WORDS)
-    return jnp.where(rate >= 1, jnp.uint32(_WORDS - 1), scaled.astype(jnp.uint32))
+def below(words: jax.Array, rate: Rate) -> jax.Array:
+    """Bool array: which uniform uint32 `words` mean a failure."""
+    return (words < rate.threshold) | (rate.p >= 1)
 
 
-def below(words: jax.Array, rate) -> jax.Array:
-    """Bool array: which uniform uint32 `words` mean a failure at `rate`."""
-    certain = rate >= 1
-    return (words < word_threshold(rate)) | certain
+def failures(key: jax.Array, size: int, rate: Rate, values) -> jax.Array:
+    """Zeros with `values(key, n)` at the positions of independent failures. Consumes `key`.
 
-
-def is_sparse(rate, size: int) -> bool:
-    """Whether to draw only the failing positions; needs a rate that is known while tracing."""
-    return isinstance(rate, (int, float)) and rate < _SPARSE_BELOW and size > 1
-
-
-def scatter_failures(key: jax.Array, size: int, rate: float, values) -> jax.Array:
-    """Zeros with `values(key, n)` at the positions of independent failures at `rate`.
-
-    Positions are drawn in chunks of a static number that is seldom exceeded; a loop draws more
-    when a chunk ends before the array does, so the distribution has no cut tail. Consumes `key`.
+    The cheaper sampler is chosen while tracing where the rate is known, else when it runs; a rate
+    gives the same failures either way.
 
     Args:
         key: typed key.
         size: number of positions.
-        rate: probability of a failure, a Python number in [0, 1).
-        values: (key, n) → int32 [n], the value at a failing position.
+        rate: probability of a failure, scalar.
+        values: (key, n) → int8 [n], the value at a failing position.
 
     Returns:
-        int32 [size].
+        int8 [size].
     """
-    if rate == 0:
-        return jnp.zeros(size, jnp.int32)
-    chunk = _chunk_size(size, rate)
+
+    def sparse():
+        return _sparse_failures(key, size, rate, values)
+
+    def dense():
+        hit_key, value_key = jax.random.split(key)
+        hit = below(random_words(hit_key, (size,)), rate)
+        return jnp.where(hit, values(value_key, size), jnp.int8(0))
+
+    if size >= _EXACT_FLOAT:
+        return dense()
+    if isinstance(rate.p, np.generic):
+        return sparse() if rate.p < _SPARSE_BELOW else dense()
+    return jax.lax.cond(rate.p < _SPARSE_BELOW, sparse, dense)
+
+
+def _sparse_failures(key, size: int, rate: Rate, values) -> jax.Array:
+    """Draws chunks of positions until one lies behind the array, so no tail is cut."""
+    chunk = max(1, size // _CHUNKS)
 
     def unfinished(state):
         return state[0] < size
@@ -74,31 +111,25 @@ def scatter_failures(key: jax.Array, size: int, rate: float, values) -> jax.Arra
     def draw(state):
         last, turn, out = state
         gap_key, value_key = jax.random.split(jax.random.fold_in(key, turn))
-        positions = last + jnp.cumsum(_geometric_gaps(gap_key, chunk, rate, size))
-        # Positions behind the end are dropped: they belong to no element.
-        out = out.at[positions - 1].set(values(value_key, chunk), mode="drop", unique_indices=True)
+        # float32 sums are exact up to `size`; larger ones need only stay behind the array.
+        ends = last.astype(jnp.float32) + jnp.cumsum(_geometric_gaps(gap_key, chunk, rate))
+        positions = jnp.minimum(ends, jnp.float32(size + 1)).astype(jnp.int32)
+        out = out.at[positions - 1].set(
+            values(value_key, chunk), mode="drop", indices_are_sorted=True, unique_indices=True
+        )
         return positions[-1], turn + 1, out
 
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(size, jnp.int32))
+    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(size, jnp.int8))
     return jax.lax.while_loop(unfinished, draw, start)[2]
 
 
-def _chunk_size(size: int, rate: float) -> int:
-    """Expected failures and six standard deviations: a second chunk is a rare event."""
-    mean = size * rate
-    return max(1, min(size, math.ceil(mean + 6 * math.sqrt(mean) + 8)))
-
-
-def _geometric_gaps(key: jax.Array, count: int, rate: float, size: int) -> jax.Array:
-    """int32 [count] distances from one failure to the next, P(gap = g) = rate (1 - rate)^(g-1).
-
-    A gap over `size` cannot be told from one of `size`: both end behind the last position. It is
-    cut there (plus one), so that sums stay within int32.
-    """
+def _geometric_gaps(key: jax.Array, count: int, rate: Rate) -> jax.Array:
+    """float32 [count] distances from one failure to the next, P(gap = g) = p (1 - p)^(g-1)."""
     words = jax.random.bits(key, (count,), jnp.uint32)
-    # -log of a uniform number, with its resolution where it matters: at small gaps.
-    uniform = (words.astype(jnp.float32) + jnp.float32(0.5)) * jnp.float32(1 / _WORDS)
-    exponential = -jnp.log1p(-uniform)
-    gaps = jnp.floor(exponential * jnp.float32(-1 / math.log1p(-rate)))
-    # uniform may round to 1 and its logarithm to infinity; the cut covers that too.
-    return jnp.minimum(gaps, jnp.float32(size)).astype(jnp.int32) + 1
+    # -log(1 - u) of a uniform u, from the end that u is near to: 1 - u is exact in float32 at
+    # both, and never 0.
+    near = (jnp.minimum(words, ~words).astype(jnp.float32) + jnp.float32(0.5)) * jnp.float32(
+        1 / _WORDS
+    )
+    exponential = jnp.where(words < jnp.uint32(_WORDS // 2), -jnp.log1p(-near), -jnp.log(near))
+    return jnp.floor(exponential * rate.gap_scale) + 1

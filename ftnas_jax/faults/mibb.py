@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from typing import ClassVar, Literal
 
 import jax
@@ -41,29 +42,29 @@ class MiBB:
 
     def rate(self, macs: int):
         """Probability that one feature behind `macs` multiply-accumulates is hit."""
-        if isinstance(self.p_m, (int, float)):
+        if isinstance(self.p_m, numbers.Real):
             return _rate(float(self.p_m), macs, self.form)
         p_m = jnp.asarray(self.p_m, jnp.float32)
         if self.form == "linear":
             return jnp.minimum(p_m * macs, 1.0)
         return -jnp.expm1(macs * jnp.log1p(-p_m))
 
+    def exposure(self, macs: int) -> bernoulli.Rate:
+        """The rate of features behind `macs` multiply-accumulates."""
+        return bernoulli.as_rate(self.rate(macs))
+
     def sample(
-        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, *, macs: int
+        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: bernoulli.Rate
     ) -> jax.Array:
-        """int32 of `shape`: the bias of every feature in steps of 2^-l, 0 where nothing fails."""
-        rate, size = self.rate(macs), math.prod(shape)
-        if bernoulli.is_sparse(rate, size):
-            values = functools.partial(_biases, bits=fmt.bits)
-            return bernoulli.scatter_failures(key, size, rate, values).reshape(shape)
-        hit_key, bias_key = jax.random.split(key)
-        hit = bernoulli.below(bernoulli.random_words(hit_key, shape), rate)
-        bias = _biases(bias_key, size, bits=fmt.bits).reshape(shape)
-        return jnp.where(hit, bias, 0)
+        """int8 of `shape`: ±(α + 1) where a feature gets a bias of ±2^α, else 0."""
+        values = functools.partial(_biases, bits=fmt.bits)
+        return bernoulli.failures(key, math.prod(shape), exposure, values).reshape(shape)
 
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
         """The codes with their biases added, saturated."""
-        return saturate(codes + fault_map, fmt)
+        places = jnp.abs(fault_map).astype(jnp.int32) - 1
+        size = jnp.left_shift(jnp.int32(1), jnp.maximum(places, 0))
+        return saturate(codes + jnp.sign(fault_map).astype(jnp.int32) * size, fmt)
 
 
 def _rate(p_m: float, macs: int, form: str) -> float:
@@ -73,9 +74,8 @@ def _rate(p_m: float, macs: int, form: str) -> float:
 
 
 def _biases(key: jax.Array, count: int, *, bits: int) -> jax.Array:
-    """int32 [count], each of ±2^0 .. ±2^(bits-1) equally likely, to 2^-28."""
+    """int8 [count], each of ±1 .. ±bits equally likely, to 2^-28."""
     words = jax.random.bits(key, (count,), jnp.uint32)
-    sign = jnp.where(words & 1 == 1, jnp.int32(-1), jnp.int32(1))
     # The product of the 28 bits above the sign with `bits` stays below 2^32.
-    place = ((words >> 4) * jnp.uint32(bits)) >> 28
-    return sign * jnp.left_shift(jnp.int32(1), place.astype(jnp.int32))
+    place = (((words >> 4) * jnp.uint32(bits)) >> 28).astype(jnp.int8) + jnp.int8(1)
+    return jnp.where(words & 1 == 1, -place, place)

@@ -21,32 +21,21 @@ class FaultModel(Protocol):
     name: ClassVar[str]
     site: ClassVar[Site]
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, *, macs: int) -> Any:
-        """Draw a fault map for codes of `shape`. Consumes `key`.
+    def exposure(self, macs: int) -> Any:
+        """What `sample` needs to know of a site: a pytree of scalars, alike for all sites.
 
         `macs` is M_l, the multiply-accumulates behind one element; only models of faults in logic
         use it.
         """
         ...
 
+    def sample(self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure) -> Any:
+        """Draw a fault map for codes of `shape`, as an array of it; 0 is sound. Consumes `key`."""
+        ...
+
     def apply(self, codes: jax.Array, fault_map: Any, fmt: FixedPoint) -> jax.Array:
         """The codes (int32) that hardware with these faults holds; again codes of `fmt`."""
         ...
-
-
-def inject(
-    models: tuple[FaultModel, ...],
-    codes: jax.Array,
-    fmt: FixedPoint,
-    key: jax.Array,
-    *,
-    macs: int,
-) -> jax.Array:
-    """Put `codes` through every model in turn. Consumes `key`, one fold of it for each model."""
-    for place, model in enumerate(models):
-        fault_map = model.sample(jax.random.fold_in(key, place), codes.shape, fmt, macs=macs)
-        codes = model.apply(codes, fault_map, fmt)
-    return codes
 
 
 def check_rate(model: str, field: str, rate: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from typing import ClassVar
 
 import jax
@@ -42,20 +43,24 @@ class StuckAt:
 
     def _total(self):
         both = (self.p0, self.p1)
-        known = all(isinstance(rate, (int, float)) for rate in both)
+        known = all(isinstance(rate, numbers.Real) for rate in both)
         # Sums such as 0.9 + 0.1 may exceed 1 by a rounding error.
-        return round(self.p0 + self.p1, 12) if known else None
+        return round(float(self.p0) + float(self.p1), 6) if known else None
+
+    def exposure(self, macs: int) -> tuple[bernoulli.Rate, bernoulli.Rate]:
+        """The rates of SAF0 and of both kinds; every weight has the same."""
+        del macs
+        return bernoulli.as_rate(self.p0), bernoulli.as_rate(self.p0 + self.p1)
 
     def sample(
-        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, *, macs: int
+        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure
     ) -> jax.Array:
         """int8 of `shape`: HEALTHY, STUCK_AT_0 or STUCK_AT_1 for every weight."""
-        del fmt, macs
+        del fmt
+        rate_0, rate_both = exposure
         words = bernoulli.random_words(key, shape)
-        stuck = bernoulli.below(words, self.p0 + self.p1)
-        at_0 = bernoulli.below(words, self.p0)
-        state = jnp.where(at_0, STUCK_AT_0, jnp.where(stuck, STUCK_AT_1, HEALTHY))
-        return state.astype(jnp.int8)
+        state = jnp.where(bernoulli.below(words, rate_0), STUCK_AT_0, STUCK_AT_1)
+        return jnp.where(bernoulli.below(words, rate_both), state, HEALTHY).astype(jnp.int8)
 
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
         """The codes with stuck weights at 0 or at the bound of their sign."""

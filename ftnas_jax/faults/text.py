@@ -25,6 +25,8 @@ def parse(text: str) -> FaultModel:
         field, equals, value = (part.strip() for part in item.partition("="))
         if not equals or field not in fields:
             raise ValueError(f"{name}: cannot read {item!r}; its fields are {', '.join(fields)}")
+        if field in values:
+            raise ValueError(f"{name}: {field} is given twice")
         values[field] = _read(name, field, value, fields[field].default)
     return MODELS[name](**values)
 

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ftnas_jax.nn.hardware import Draw, Hardware, store_features
-from ftnas_jax.nn.primitives import Sites, apply_primitive
+from ftnas_jax.nn.fault_table import FaultTable
+from ftnas_jax.nn.hardware import Draw, Hardware, write_features
+from ftnas_jax.nn.primitives import FaultMaps, apply_primitive
 from ftnas_jax.space import INPUT_NODES, Cell, Space, edge_index, target_node
 
 _WEIGHTS, _FEATURES = 0, 1  # the two kinds of sites, as folded into keys
@@ -44,14 +45,41 @@ class CellSpec:
         """Stride of connections from a node."""
         return 2 if self.reduction and source < INPUT_NODES else 1
 
-    def connect(self, name, params, x, running, sites, *, stride):
+    def faults(self, channels: int) -> FaultTable:
+        """The operations on either kind of connection, in the order of `choice`."""
+        strides = (2, 1) if self.reduction else (1,)
+        operations = tuple((name, s) for s in strides for name in self.space.primitives)
+        return FaultTable(self.hardware, operations, channels, channels)
+
+    def choice(self, source, op):
+        """Place of an operation on a connection from `source` in all of them; traceable."""
+        if not self.reduction:
+            return op
+        inner = source >= INPUT_NODES
+        return op + len(self.space.primitives) * (
+            int(inner) if isinstance(inner, bool) else inner.astype(jnp.int32)
+        )
+
+    def draw(self, cell_draw: Draw, place, source, op, inputs_shape) -> FaultMaps:
+        """Faults of one connection: weights of a shared edge fail alike, features on their own."""
+        edge = edge_index(source, target_node(place))
+        batch, height, width, channels = inputs_shape
+        step = 2 if self.reduction else 1
+        return self.faults(channels).draw(
+            self.choice(source, op),
+            cell_draw.at(_WEIGHTS, edge, op),
+            cell_draw.at(_FEATURES, place),
+            (batch, height // step, width // step, channels),
+        )
+
+    def connect(self, name, params, x, running, maps, *, stride):
         """The operation `name` with this cell's settings; see `apply_primitive`."""
         return apply_primitive(
             name,
             params,
             x,
             running,
-            sites,
+            maps,
             stride=stride,
             hardware=self.hardware,
             pool_norm=self.pool_norm,
@@ -82,13 +110,13 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
             _own_parameters(params, name, edge, edges),
             nodes[source],
             None if running is None else running[edge, op],
-            _sites(draw, edge, op, place),
+            spec.draw(draw, place, source, op, inputs[0].shape),
             stride=spec.stride(source),
         )
         statistics.append(used)
         total = y if place % 2 == 0 else total + y
         if place % 2 == 1:
-            nodes.append(store_features(total, spec.hardware))
+            nodes.append(write_features(total, spec.hardware, None))
     return jnp.stack(nodes[INPUT_NODES:]), jnp.stack(statistics)
 
 
@@ -97,10 +125,6 @@ def traced_cell(spec: CellSpec, params, running, inputs, cell: jax.Array, draw: 
     static = draw.faulty if isinstance(draw.faulty, bool) else None
     faulty = None if static is not None else draw.faulty
     return _traced(spec, static, params, running, jnp.stack(inputs), cell, draw.key, faulty)
-
-
-def _sites(draw: Draw, edge, op, place) -> Sites:
-    return Sites(draw.at(_WEIGHTS, edge, op), draw.at(_FEATURES, place))
 
 
 def _own_parameters(params, name: str, edge: int, edges):
@@ -130,9 +154,10 @@ def _traced_forward(spec, static_faulty, params, running, inputs, cell, key, fau
         place, source, op = connection
         edge = edge_index(source, target_node(place))
         stats = None if running is None else running[edge, op]
-        branches = _branches(_forward_branch, spec, stacks, _sites(draw, edge, op, place))
-        operands = (params, stacks, source, edge, stats)
-        y, used = lax.switch(_branch(spec, source, op), branches, *operands)
+        maps = spec.draw(draw, place, source, op, stacks[0].shape[1:])
+        operands = (params, stacks, source, edge, stats, maps)
+        branches = _branches(_forward_branch, spec, stacks)
+        y, used = lax.switch(spec.choice(source, op), branches, *operands)
         return _add_to_node(spec, stacks, target_node(place), y), used
 
     start = _stacks(spec, inputs)
@@ -149,10 +174,11 @@ def _traced_backward(spec, static_faulty, residuals, cotangents):
         place, source, op = connection
         edge = edge_index(source, target_node(place))
         stats = None if running is None else running[edge, op]
-        branches = _branches(_backward_branch, spec, stacks, _sites(draw, edge, op, place))
+        maps = spec.draw(draw, place, source, op, stacks[0].shape[1:])
         g = _node(gradients[-1], target_node(place) - _first_node(len(stacks) - 1))
-        operands = (params, stacks, source, edge, stats, g)
-        dparams, dx = lax.switch(_branch(spec, source, op), branches, *operands)
+        operands = (params, stacks, source, edge, stats, maps, g)
+        branches = _branches(_backward_branch, spec, stacks)
+        dparams, dx = lax.switch(spec.choice(source, op), branches, *operands)
         return _add_to_source(gradients, dx, source), dparams
 
     inner = cotangents[0]
@@ -182,22 +208,13 @@ def _first_node(group: int) -> int:
     return INPUT_NODES * group
 
 
-def _branches(function, spec: CellSpec, stacks, sites: Sites):
-    """One branch for every operation on a node of every stack.
-
-    The sites are closed over, not operands: a pass without faults stays known as such.
-    """
+def _branches(function, spec: CellSpec, stacks):
+    """One branch for every operation on a node of every stack, in the order of `choice`."""
     return [
-        functools.partial(function, spec, name, group, sites)
+        functools.partial(function, spec, name, group)
         for group in range(len(stacks))
         for name in spec.space.primitives
     ]
-
-
-def _branch(spec: CellSpec, source, op):
-    """Index of the branch for an operation on a node of either stack."""
-    group = jnp.where(source < INPUT_NODES, 0, 1) if spec.reduction else 0
-    return group * len(spec.space.primitives) + op
 
 
 def _connections(cell: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -211,7 +228,7 @@ def _node(stack: jax.Array, row) -> jax.Array:
 def _add_to_node(spec: CellSpec, stacks, node, y):
     row = node - _first_node(len(stacks) - 1)
     # A first summand is representable already: rounding it changes nothing.
-    total = store_features(_node(stacks[-1], row) + y, spec.hardware)
+    total = write_features(_node(stacks[-1], row) + y, spec.hardware, None)
     return (*stacks[:-1], lax.dynamic_update_index_in_dim(stacks[-1], total, row, 0))
 
 
@@ -224,18 +241,18 @@ def _add_to_source(gradients, dx, source):
     return tuple(out)
 
 
-def _forward_branch(spec, name, group, sites, params, stacks, source, edge, running):
+def _forward_branch(spec, name, group, params, stacks, source, edge, running, maps):
     x = _node(stacks[group], source - _first_node(group))
     stride = spec.stride(_first_node(group))
     rows = _rows(params.get(name, {}), edge)
-    return spec.connect(name, rows, x, running, sites, stride=stride)
+    return spec.connect(name, rows, x, running, maps, stride=stride)
 
 
-def _backward_branch(spec, name, group, sites, params, stacks, source, edge, running, g):
+def _backward_branch(spec, name, group, params, stacks, source, edge, running, maps, g):
     stride = spec.stride(_first_node(group))
 
     def forward(rows, x):
-        return spec.connect(name, rows, x, running, sites, stride=stride)[0]
+        return spec.connect(name, rows, x, running, maps, stride=stride)[0]
 
     x = _node(stacks[group], source - _first_node(group))
     _, vjp = jax.vjp(forward, _rows(params.get(name, {}), edge), x)

@@ -10,17 +10,16 @@ outputs are sites of feature faults; the logits stay in the accumulators of the 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import FaultModel, inject
+from ftnas_jax.faults import FaultModel, Site
 from ftnas_jax.fixed_point import (
     FixedPoint,
     fraction_length,
     from_codes,
-    quantize,
     straight_through,
     to_codes,
 )
@@ -79,51 +78,75 @@ class Draw(NamedTuple):
 CLEAN = Draw(key=None, faulty=False)  # pyright: ignore[reportArgumentType]
 """A pass without faults, known as such while tracing."""
 
+Maps = tuple[jax.Array, ...] | None
+"""Fault maps of one tensor, one for each model that acts on it; None where there are no faults."""
 
-def hold_weights(w: jax.Array, hardware: Hardware, draw: Draw) -> jax.Array:
-    """The weights that the hardware holds for `w`: quantized and, in a faulty pass, faulty.
+
+def draw_maps(
+    hardware: Hardware, site: Site, draw: Draw, shape: tuple[int, ...], exposures, active=True
+) -> Maps:
+    """Fault maps for a tensor of `shape`; sound ones in a traced pass without faults.
 
     Args:
-        w: float32, one layer's tensor.
+        hardware: the models.
+        site: `weights` or `features`.
+        draw: its key is consumed, one fold of it for each model.
+        shape: of the tensor.
+        exposures: for each model that of the site; see `exposures_at`.
+        active: False (traced or not) gives sound maps without drawing.
+    """
+    models, fmt = hardware.faults_at(site), getattr(hardware, site)
+    if not models or draw.faulty is False:
+        return None
+
+    def sample():
+        return tuple(
+            model.sample(jax.random.fold_in(draw.key, place), shape, fmt, exposure)
+            for place, (model, exposure) in enumerate(zip(models, exposures, strict=True))
+        )
+
+    if draw.faulty is True and active is True:
+        return sample()
+    wanted = jnp.logical_and(draw.faulty, active)
+    sound = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(sample))
+    return jax.lax.cond(wanted, sample, lambda: sound)
+
+
+def exposures_at(hardware: Hardware, site: Site, macs: int) -> tuple[Any, ...]:
+    """For each model that acts on `site`, its exposure behind `macs` multiply-accumulates."""
+    return tuple(model.exposure(macs) for model in hardware.faults_at(site))
+
+
+def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
+    """The weights that the hardware holds for `w`, one layer's float32 tensor.
 
     Returns:
-        float32 like `w`; its gradient is passed to `w` as it is.
+        float32 like `w`, quantized and with the faults of `maps`; its gradient is passed to `w` as
+        it is.
     """
-    return _write(w, hardware.weights, hardware.faults_at("weights"), draw, macs=1)
+    return _write(w, hardware.weights, hardware.faults_at("weights"), maps)
 
 
-def write_features(f: jax.Array, hardware: Hardware, draw: Draw, *, macs: int) -> jax.Array:
-    """Pre-activation features as the hardware computes them.
+def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
+    """Pre-activation features, float32 [B, H, W, C], as the hardware computes them.
 
     Args:
-        f: float32 [B, H, W, C], a convolution's output after its BatchNorm.
-        macs: M_l, multiply-accumulates behind one feature.
+        f: a convolution's output after its BatchNorm.
+        hardware: number formats and faults.
+        maps: faults of the logic behind these features; None where they are only stored.
 
     Returns:
         float32 like `f`; its gradient is passed to `f` as it is.
     """
-    return _write(f, hardware.features, hardware.faults_at("features"), draw, macs=macs)
+    return _write(f, hardware.features, hardware.faults_at("features"), maps)
 
 
-def store_features(x: jax.Array, hardware: Hardware) -> jax.Array:
-    """Features written to memory without a computation that may fail: quantized only."""
-    return x if hardware.features is None else quantize(x, hardware.features)
-
-
-def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], draw: Draw, *, macs: int):
+def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], maps: Maps):
     if fmt is None:
         return x
     length = fraction_length(jax.lax.stop_gradient(x), fmt)
     codes = to_codes(x, length, fmt)
-    if models and draw.faulty is not False:
-        codes = _fail(codes, fmt, models, draw, macs)
+    if maps is not None:
+        for model, fault_map in zip(models, maps, strict=True):
+            codes = model.apply(codes, fault_map, fmt)
     return straight_through(x, from_codes(codes, length))
-
-
-def _fail(codes, fmt: FixedPoint, models: tuple[FaultModel, ...], draw: Draw, macs: int):
-    def faulty(codes):
-        return inject(models, codes, fmt, draw.key, macs=macs)
-
-    if draw.faulty is True:
-        return faulty(codes)
-    return jax.lax.cond(jnp.asarray(draw.faulty), faulty, lambda codes: codes, codes)

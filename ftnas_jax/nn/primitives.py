@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ftnas_jax.nn.conv import conv2d, depthwise_conv2d
-from ftnas_jax.nn.hardware import Draw, Hardware, hold_weights, store_features, write_features
+from ftnas_jax.nn.hardware import Hardware, Maps, hold_weights, write_features
 from ftnas_jax.nn.norm import batch_norm
 from ftnas_jax.nn.pool import avg_pool, max_pool
 
@@ -86,15 +86,40 @@ REDUCTION = (ConvLayer(1), ConvLayer(1))
 """The two halves of a factorized reduction."""
 
 
-class Sites(NamedTuple):
-    """Draws of one operation: weights of shared edges fail alike, their features on their own."""
+class FaultMaps(NamedTuple):
+    """All fault maps of one operation, a tuple with one for each fault model, or None.
 
-    weights: Draw
-    features: Draw
+    Attributes:
+        weights: each [n], for the operation's kernels one after the other, each flat.
+        features: each [sites, B, h, w, C], for its sites one after the other.
+    """
 
-    def at(self, place: int) -> "Sites":
-        """The draws of the operation's convolution number `place`."""
-        return Sites(self.weights.at(place), self.features.at(place))
+    weights: Maps
+    features: Maps
+
+    def kernel(self, start: int, shape: tuple[int, ...]) -> Maps:
+        """The maps of a kernel that begins at place `start` of all weights."""
+        if self.weights is None:
+            return None
+        return tuple(m[start : start + math.prod(shape)].reshape(shape) for m in self.weights)
+
+    def site(self, place: int) -> Maps:
+        """The maps of the operation's feature site number `place`."""
+        return None if self.features is None else tuple(m[place] for m in self.features)
+
+
+def site_macs(name: str, channels: int, features: int, *, stride: int) -> list[int]:
+    """M_l of every site of feature faults in an operation."""
+    if name == "skip_connect" and stride > 1:
+        return [REDUCTION[0].macs(channels)]
+    widths = _widths(name, channels, features)
+    return [layer.macs(w) for layer, w in zip(LAYERS.get(name, ()), widths, strict=True)]
+
+
+def count_kernels(name: str, channels: int, features: int, *, stride: int) -> int:
+    """Number of weights of an operation that weight faults can hit."""
+    shapes = parameter_shapes(name, channels, features, stride=stride, affine=False)
+    return sum(math.prod(layer["kernel"]) for layer in shapes.values() if "kernel" in layer)
 
 
 def parameter_shapes(
@@ -122,27 +147,37 @@ def _widths(name: str, channels: int, features: int) -> list[int]:
     return widths
 
 
-def initialize_primitive(key: jax.Array, shapes: dict[str, dict[str, tuple[int, ...]]]) -> Params:
+def initialize_primitive(
+    key: jax.Array, shapes: dict[str, dict[str, tuple[int, ...]]], rows: int | None = None
+) -> Params:
     """Parameters of one operation, shapes from `parameter_shapes`. Consumes `key`.
 
     Kernels and biases are uniform in ±1/√fan_in (PyTorch's default), scales 1, offsets 0.
+
+    Args:
+        rows: number of independent copies to stack along a new first axis; None for one, unstacked.
     """
     names = [(layer, field) for layer in shapes for field in shapes[layer]]
     keys = jax.random.split(key, len(names))
     params: Params = {layer: {} for layer in shapes}
     for (layer, field), own_key in zip(names, keys, strict=True):
-        params[layer][field] = initialize(own_key, field, shapes[layer])
+        params[layer][field] = initialize(own_key, field, shapes[layer], rows)
     return params
 
 
-def initialize(key: jax.Array, field: str, shapes: dict[str, tuple[int, ...]]) -> jax.Array:
-    """The parameter `field` of a layer with `shapes`. Consumes `key`."""
+def initialize(
+    key: jax.Array, field: str, shapes: dict[str, tuple[int, ...]], rows: int | None = None
+) -> jax.Array:
+    """The parameter `field` of a layer with `shapes`; see `initialize_primitive`."""
+    shape = shapes[field] if rows is None else (rows, *shapes[field])
     if field in ("scale", "offset"):
-        return jnp.full(shapes[field], float(field == "scale"), jnp.float32)
+        return jnp.full(shape, float(field == "scale"), jnp.float32)
     kernel = shapes["kernel"]
     depthwise = len(kernel) == 3
     bound = 1 / math.sqrt(math.prod(kernel[:2] if depthwise else kernel[:-1]))
-    return jax.random.uniform(key, shapes[field], jnp.float32, -bound, bound)
+    # A flat draw compiles many times faster than a shaped one (CPU).
+    flat = jax.random.uniform(key, (math.prod(shape),), jnp.float32, -bound, bound)
+    return flat.reshape(shape)
 
 
 def apply_primitive(
@@ -150,7 +185,7 @@ def apply_primitive(
     params: Params,
     x: jax.Array,
     running: jax.Array | None,
-    sites: Sites,
+    maps: FaultMaps,
     *,
     stride: int,
     hardware: Hardware,
@@ -163,7 +198,7 @@ def apply_primitive(
         params: by layer and name, shapes as in `parameter_shapes`.
         x: [B, H, W, C] features that the hardware can represent.
         running: [NORM_SLOTS, 2, features] statistics to normalize with, None for the batch's own.
-        sites: draws of its weight and feature faults.
+        maps: its faults.
         stride: 1 or 2.
         hardware: number formats and faults.
         pool_norm: whether a BatchNorm stands behind pooling.
@@ -177,11 +212,11 @@ def apply_primitive(
     elif name == "skip_connect" and stride == 1:
         y, statistics = x, []
     elif name == "skip_connect":
-        y, statistics = _factorized_reduction(params, x, running, sites, hardware)
+        y, statistics = _factorized_reduction(params, x, running, maps, hardware)
     elif name in POOLS:
         y, statistics = _pool(name, x, running, stride, hardware, pool_norm)
     else:
-        y, statistics = _chain(name, params, x, running, sites, stride, hardware)
+        y, statistics = _chain(name, params, x, running, maps, stride, hardware)
     return y, _fill_slots(statistics, y.shape[-1])
 
 
@@ -190,29 +225,22 @@ def _fill_slots(statistics: list[jax.Array], features: int) -> jax.Array:
     return jnp.stack(statistics + [empty] * (NORM_SLOTS - len(statistics)))
 
 
-def _chain(name, params, x, running, sites: Sites, stride, hardware):
-    statistics = []
+def _chain(name, params, x, running, maps: FaultMaps, stride, hardware):
+    statistics, start = [], 0
     for i, layer in enumerate(LAYERS[name]):
+        own = params[f"conv{i}"]
         slot = None if running is None or not layer.norm else running[len(statistics)]
-        step = stride if i == 0 else 1
-        x, used = apply_layer(layer, params[f"conv{i}"], x, slot, sites.at(i), step, hardware)
+        faults = (maps.kernel(start, own["kernel"].shape), maps.site(i))
+        x, used = _layer(layer, own, x, slot, faults, stride if i == 0 else 1, hardware)
         statistics += [used] if layer.norm else []
+        start += own["kernel"].size
     return x, statistics
 
 
-def apply_layer(
-    layer: ConvLayer,
-    params: dict[str, jax.Array],
-    x: jax.Array,
-    running: jax.Array | None,
-    sites: Sites,
-    stride: int,
-    hardware: Hardware,
-) -> tuple[jax.Array, jax.Array | None]:
+def _layer(layer: ConvLayer, params, x, running, faults: tuple[Maps, Maps], stride, hardware):
     """One `ConvLayer` on x [B, H, W, C]; returns features and the statistics of its BatchNorm."""
-    macs = layer.macs(x.shape[-1])
     x = jax.nn.relu(x) if layer.relu else x
-    kernel = hold_weights(params["kernel"], hardware, sites.weights)
+    kernel = hold_weights(params["kernel"], hardware, faults[0])
     if layer.depthwise:
         f = depthwise_conv2d(x, kernel, stride=stride, dilation=layer.dilation)
     else:
@@ -222,32 +250,29 @@ def apply_layer(
     statistics = None
     if layer.norm:
         f, statistics = batch_norm(f, running, params.get("scale"), params.get("offset"))
-    return write_features(f, hardware, sites.features, macs=macs), statistics
+    return write_features(f, hardware, faults[1]), statistics
 
 
-def _factorized_reduction(params, x, running, sites: Sites, hardware):
+def _factorized_reduction(params, x, running, maps: FaultMaps, hardware):
     """Two 1x1 convolutions at stride 2, the second shifted by one pixel, then one BatchNorm."""
     x = jax.nn.relu(x)
-    halves = [
-        conv2d(
-            x[:, shift:, shift:],
-            hold_weights(params[f"conv{shift}"]["kernel"], hardware, sites.at(shift).weights),
-            stride=2,
-        )
-        for shift in range(len(REDUCTION))
-    ]
+    halves, start = [], 0
+    for shift in range(len(REDUCTION)):
+        kernel = params[f"conv{shift}"]["kernel"]
+        held = hold_weights(kernel, hardware, maps.kernel(start, kernel.shape))
+        halves.append(conv2d(x[:, shift:, shift:], held, stride=2))
+        start += kernel.size
     norm = params.get("norm", {})
     slot = None if running is None else running[0]
     f, statistics = batch_norm(
         jnp.concatenate(halves, axis=-1), slot, norm.get("scale"), norm.get("offset")
     )
-    macs = REDUCTION[0].macs(x.shape[-1])
-    return write_features(f, hardware, sites.features.at(0), macs=macs), [statistics]
+    return write_features(f, hardware, maps.site(0)), [statistics]
 
 
 def _pool(name, x, running, stride, hardware, pool_norm):
     y = POOLS[name](x, stride)
     if not pool_norm:
-        return store_features(y, hardware), []
+        return write_features(y, hardware, None), []
     y, statistics = batch_norm(y, None if running is None else running[0])
-    return store_features(y, hardware), [statistics]
+    return write_features(y, hardware, None), [statistics]

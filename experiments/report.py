@@ -1,0 +1,210 @@
+"""What a finished search leaves behind for its reader: genotype, pictures, README.md."""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import stats
+
+from ftnas_jax import plots
+from ftnas_jax.checkpoints import write_atomically
+from ftnas_jax.search import Scores, SearchConfig
+from ftnas_jax.space import Architecture, Space
+
+CONFIDENCE = 0.95
+
+
+def candidate_row(space: Space, group: str, architecture: np.ndarray, scores: Scores) -> dict:
+    """One row of candidates.json; `group` is `controller` or `random`."""
+    return {
+        "group": group,
+        "genotype": space.format(Architecture.from_array(architecture)),
+        **{name: float(value) for name, value in scores._asdict().items()},
+    }
+
+
+def read_candidates(path: Path) -> list[dict]:
+    """The rows scored so far; none where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def write(
+    path: Path, config: Mapping[str, Any], settings: SearchConfig, candidates: list[dict]
+) -> None:
+    """Write genotype.json, the pictures and README.md of a finished search into `path`."""
+    ranked = rank(candidates)[: config["candidates"]["top"]]
+    best = settings.space.parse(ranked[0]["genotype"])
+    genotypes = {
+        "best": ranked[0] | {"aw_nas": settings.space.format(best, style="aw_nas")},
+        "top": ranked,
+    }
+    _write_json(path / "genotype.json", genotypes)
+    history = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    title = f"{path.name}: reward {ranked[0]['reward']:.3f}"
+    plots.save_figure(plots.draw_cells(settings.space, best, title=title), path / "cells")
+    plots.save_figure(plots.draw_search(history), path / "search")
+    rewards = {group: rewards_of(candidates, group) for group in ("controller", "random")}
+    rewards = {group: values for group, values in rewards.items() if len(values)}
+    plots.save_figure(plots.draw_candidates(rewards), path / "candidates")
+    seconds = _seconds(path / "timing.jsonl")
+    text = _readme(path, config, settings, candidates, ranked, history, seconds)
+    write_atomically(path / "README.md", text)
+
+
+def rank(candidates: list[dict]) -> list[dict]:
+    """The controller's distinct candidates, best reward first; equals stay in order."""
+    distinct = {row["genotype"]: row for row in candidates if row["group"] == "controller"}
+    return sorted(distinct.values(), key=lambda row: -row["reward"])
+
+
+def rewards_of(candidates: list[dict], group: str) -> np.ndarray:
+    """Rewards of one group, float64 [n]."""
+    return np.array([row["reward"] for row in candidates if row["group"] == group])
+
+
+def difference(candidates: list[dict]) -> tuple[float, float, float] | None:
+    """Mean reward of the controller's candidates minus that of random ones, with its interval.
+
+    Welch's t-interval over architectures; None where a group has fewer than two.
+    """
+    ours, random = (rewards_of(candidates, group) for group in ("controller", "random"))
+    if min(len(ours), len(random)) < 2:
+        return None
+    low, high = stats.ttest_ind(ours, random, equal_var=False).confidence_interval(CONFIDENCE)
+    return ours.mean() - random.mean(), low, high
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _seconds(path: Path) -> float:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return sum(row["seconds"] for row in rows)
+
+
+def _readme(path, config, settings: SearchConfig, candidates, ranked, history, seconds) -> str:
+    best = ranked[0]
+    return "\n".join(
+        [
+            f"# Search {path.name}",
+            "",
+            *_what_it_was(config, settings, history, seconds),
+            "",
+            "## What it found",
+            "",
+            "```",
+            best["genotype"].replace("], reduction", "],\nreduction"),
+            "```",
+            "",
+            "![The normal and the reduction cell](cells.png)",
+            "",
+            *_score_table(ranked, config, settings),
+            "",
+            "## Did the controller learn?",
+            "",
+            *_comparison(candidates),
+            "",
+            "![Rewards of the candidates](candidates.png)",
+            "",
+            "![Losses, rewards and entropy by epoch](search.png)",
+            "",
+            *_FILES,
+            "",
+        ]
+    )
+
+
+def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
+    network, space = config["network"], settings.space
+    method = "FTT-NAS" if settings.alpha_l > 0 else "FT-NAS"
+    return [
+        f"{method} on {config['data']['name']} under `{config['faults']}`, "
+        f"{len(history)} epochs of batches of {settings.batch_size}, seed {settings.seed}.",
+        "",
+        f"- network: {network['cells']} cells, reductions at {list(network['reductions'])}, "
+        f"{network['channels']} channels, preprocessing {network['preprocess']}",
+        f"- space: {space.nodes} nodes a cell, {len(space.primitives)} operations, "
+        f"{space.size():.1e} architectures",
+        f"- loss: {1 - settings.alpha_l:g} clean + {settings.alpha_l:g} faulty; "
+        f"reward: {1 - settings.alpha_r:g} clean + {settings.alpha_r:g} faulty",
+        f"- weights {settings.hardware.weights}, features {settings.hardware.features}",
+        f"- time: {_duration(seconds)} of training on {_machine()}",
+        "",
+        "Every field is in [config.json](config.json).",
+    ]
+
+
+def _score_table(ranked, config, settings: SearchConfig) -> list[str]:
+    images = config["candidates"]["batches"] * settings.batch_size
+    rows = [
+        f"| {place} | {row['reward']:.3f} | {row['accuracy_clean']:.3f} "
+        f"| {row['accuracy_faulty']:.3f} |"
+        for place, row in enumerate(ranked, 1)
+    ]
+    return [
+        f"With the shared weights, on at most {images} held-out images that every candidate sees, "
+        "one fault map a batch:",
+        "",
+        "| rank | reward | clean accuracy | faulty accuracy |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "The first row is the best of several on the same images, so it flatters; an architecture "
+        "is judged by training it from scratch.",
+    ]
+
+
+def _comparison(candidates: list[dict]) -> list[str]:
+    lines = [
+        "| architectures | n | mean reward | standard deviation | best |",
+        "|---|---|---|---|---|",
+    ]
+    for group in ("controller", "random"):
+        values = rewards_of(candidates, group)
+        if len(values) > 1:
+            lines.append(
+                f"| {group} | {len(values)} | {values.mean():.3f} | {values.std(ddof=1):.3f} "
+                f"| {values.max():.3f} |"
+            )
+    result = difference(candidates)
+    if result is not None:
+        mean, low, high = result
+        lines += [
+            "",
+            f"Controller minus random: {mean:+.3f}, {CONFIDENCE:.0%} interval "
+            f"[{low:+.3f}, {high:+.3f}] over architectures (Welch), same weights, images and "
+            "draws of faults.",
+        ]
+    return lines
+
+
+_FILES = [
+    "## Files",
+    "",
+    "| file | what is in it |",
+    "|---|---|",
+    "| config.json | every setting |",
+    "| genotype.json | the best architectures and their scores |",
+    "| candidates.json | all scored architectures |",
+    "| metrics.jsonl | means over each epoch |",
+    "| timing.jsonl | seconds of each epoch |",
+    "| tensorboard/ | the metrics, as events |",
+    "| checkpoints/ | the newest states |",
+]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _machine() -> str:
+    device = jax.devices()[0]
+    name = device.device_kind if device.platform != "cpu" else platform.machine()
+    return f"{len(jax.devices())} x {device.platform} ({name}), jax {jax.__version__}"

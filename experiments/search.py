@@ -1,0 +1,177 @@
+"""Fault-tolerant architecture search: `python -m experiments.search --config C --workdir W`.
+
+The same command goes on with a run that was interrupted, to the same result. Fields of the config
+are overridden as --config.network.channels=8; see `configs/search_defaults.py` for all of them.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import cli, report
+from experiments.configuration import search_config
+from ftnas_jax import data
+from ftnas_jax.loop import Progress, Terminator
+from ftnas_jax.run import RunDir
+from ftnas_jax.search import Search, SearchData, SearchState
+
+_MAY_CHANGE = ("data.data_dir", "data.cache_dir", "checkpoint_minutes")
+"""Fields that change no result, so that a run may go on with other values."""
+
+_SECONDS_A_CALL = 5.0
+"""A compiled call is to return about this often, for the progress display and for signals."""
+
+_CANDIDATES_FILE = "candidates.json"
+
+
+def search(config: Mapping[str, Any], workdir: str) -> int:
+    """Run, or go on with, the search that `config` describes in `workdir`; returns an exit code.
+
+    Raises:
+        ValueError: for bad input, before anything is compiled.
+    """
+    search_config(config)  # before any data are touched
+    dataset = _load(config["data"])
+    settings = search_config(config, dataset)
+    parts = data.split(dataset, config["data"]["train_fraction"])
+    arrays = SearchData(*parts[0], *parts[1], *dataset.mean_std())
+    job = Search(settings, jax.tree.map(jax.numpy.asarray, arrays))
+    with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
+        state = _train(job, run, stop, config["checkpoint_minutes"])
+        if stop.requested:
+            return stop.exit_code
+        candidates = _score_candidates(job, run, stop, state, config["candidates"])
+        if stop.requested:
+            return stop.exit_code
+        report.write(run.path, config, settings, candidates)
+    print(f"\nresults: {run.path / 'README.md'}")
+    return 0
+
+
+def _load(fields: Mapping[str, Any]) -> data.Dataset:
+    return data.load(
+        fields["name"],
+        fields["data_dir"] or None,
+        cache_dir=fields["cache_dir"] or None,
+        size=fields["size"] or None,
+    )
+
+
+class _Position:
+    """How many steps of a search are done, as one number: a checkpoint's step."""
+
+    def __init__(self, job: Search):
+        self.phases = (job.weight_steps, job.controller_steps)
+        self.an_epoch = sum(self.phases)
+
+    def next_phase(self, done: int) -> tuple[int, int, int, int]:
+        """(epoch, phase, first step, end of the phase) after `done` steps."""
+        epoch, step = divmod(done, self.an_epoch)
+        if step < self.phases[0]:
+            return epoch, 0, step, self.phases[0]
+        return epoch, 1, step - self.phases[0], self.phases[1]
+
+
+def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float) -> SearchState:
+    """Algorithm 1 from the newest checkpoint on; saves at the end of every epoch and in between."""
+    state = job.init()
+    state, done = run.restore(state) or (state, 0)
+    position = _Position(job)
+    total = job.config.epochs * position.an_epoch
+    calls = (_Paced(job.train_weights), _Paced(job.train_controller))
+    saved = epoch_began = time.monotonic()
+    with Progress(total, start=done, title="search") as progress:
+        if done:
+            progress.log(f"going on in epoch {done // position.an_epoch + 1}, after {done} steps")
+        while done < total and not stop.requested:
+            epoch, phase, first, end = position.next_phase(done)
+            state, steps = calls[phase](state, epoch, first, end)
+            done += steps
+            values = {"epoch": f"{epoch + 1}/{job.config.epochs}"}
+            epoch_ends = done % position.an_epoch == 0
+            if epoch_ends:
+                row = _end_epoch(job, run, state, epoch, time.monotonic() - epoch_began)
+                progress.log(_line(row))
+                values["reward"] = f"{row['controller/reward']:.3f}"
+                state = job.reset_totals(state)
+                epoch_began = time.monotonic()
+            progress.update(done, **values)
+            late = time.monotonic() - saved > 60 * checkpoint_minutes
+            if epoch_ends or stop.requested or late:
+                run.save(done, state)
+                saved = time.monotonic()
+    return state
+
+
+class _Paced:
+    """A phase's compiled call, run for as many steps as take about `_SECONDS_A_CALL`."""
+
+    def __init__(self, call: Callable[..., SearchState]):
+        self._call = call
+        self._steps = 1
+        self._compiled = False
+
+    def __call__(self, state: SearchState, epoch: int, first: int, end: int):
+        """(state, steps made)."""
+        steps = min(self._steps, end - first)
+        began = time.monotonic()
+        state = jax.block_until_ready(self._call(state, epoch, first, first + steps))
+        seconds = (time.monotonic() - began) / steps
+        if self._compiled:  # the first call also compiles
+            self._steps = max(1, min(4 * steps, int(_SECONDS_A_CALL / seconds)))
+        self._compiled = True
+        return state, steps
+
+
+def _end_epoch(job: Search, run: RunDir, state: SearchState, epoch: int, seconds: float) -> dict:
+    """Write the epoch's rows; a search that diverged ends here."""
+    row = job.metrics(state, epoch)
+    if not np.isfinite(row["weights/gradient_norm"]):
+        raise ValueError(
+            f"the shared weights diverged in epoch {epoch + 1} (gradients are not finite); "
+            "lower weights.learning_rate or weights.gradient_clip and start in a new workdir"
+        )
+    run.write_metrics(row)
+    run.write_timing({"epoch": epoch, "seconds": seconds})
+    run.write_scalars(epoch, row)
+    return row
+
+
+def _line(row: Mapping[str, float]) -> str:
+    return (
+        f"epoch {row['epoch'] + 1}: loss {row['weights/loss']:.3f}, "
+        f"reward {row['controller/reward']:.3f} "
+        f"(clean {row['controller/accuracy_clean']:.3f}, "
+        f"faulty {row['controller/accuracy_faulty']:.3f}), "
+        f"entropy {row['controller/entropy']:.1f}"
+    )
+
+
+def _score_candidates(job: Search, run: RunDir, stop: Terminator, state, fields) -> list[dict]:
+    """The last line of Algorithm 1, with a choice: candidates on common images and fault maps.
+
+    Every score is written as soon as it is there; a run that goes on begins behind the last one.
+    """
+    groups = {
+        "controller": job.propose(state, fields["sampled"]),
+        "random": job.propose_random(fields["random"]),
+    }
+    todo = [(group, np.asarray(a)) for group, many in groups.items() for a in many]
+    rows = report.read_candidates(run.path / _CANDIDATES_FILE)
+    batches = min(fields["batches"], job.controller_steps)
+    with Progress(len(todo), start=len(rows), title="candidates") as progress:
+        for group, architecture in todo[len(rows) :]:
+            if stop.requested:
+                break
+            scores = job.score(state, jax.numpy.asarray(architecture), batches)
+            rows.append(report.candidate_row(job.config.space, group, architecture, scores))
+            run.write_json(_CANDIDATES_FILE, rows)
+            progress.update(len(rows), reward=rows[-1]["reward"])
+    return rows
+
+
+if __name__ == "__main__":
+    cli.run(search)

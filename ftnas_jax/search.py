@@ -1,0 +1,435 @@
+"""FTT-NAS, Algorithm 1: shared weights and a controller, trained in turn, with faults in the loop.
+
+Every step is a pure function of the state, the data and keys folded from (seed, phase, epoch,
+step), so how many steps one compiled call runs, and where a run was interrupted, change nothing.
+
+Where the paper leaves a choice open:
+
+* The clean and the faulty pass of a step see the same images and architecture, with dropout of
+  their own.
+* Both passes compute in fixed point, as the text says; in the published code the clean pass under
+  feature faults does not.
+* The reward is measured without dropout, on augmented held-out batches as in the published code.
+* Every parameter decays and moves by its momentum in every step, also where the sampled
+  architecture does not use it (as PyTorch does once a parameter had a gradient).
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftnas_jax.augment import normalize, random_crop, random_flip
+from ftnas_jax.controller import Controller, ControllerConfig, ControllerState
+from ftnas_jax.nn.hardware import Draw, Hardware
+from ftnas_jax.space import Space
+from ftnas_jax.supernet import Network, NetworkConfig
+
+_INIT, _WEIGHTS, _CONTROLLER, _CANDIDATES = range(4)  # phases, as folded into keys
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """Everything that determines a search but the data. Defaults are §5.1's, for MiBB.
+
+    Attributes:
+        space: architectures to choose from.
+        network: shape of the supernet.
+        hardware: number formats and faults.
+        controller: the policy and how it learns.
+        seed: of every random choice.
+        epochs: passes over the training part.
+        batch_size: images in a step of either kind.
+        learning_rate: of SGD, at the first epoch; follows a cosine to 0, epoch by epoch.
+        momentum: of SGD.
+        weight_decay: added to gradients after clipping.
+        gradient_clip: largest global norm of the weights' gradient.
+        alpha_l: weight of the faulty loss (Eq. 13); 0 trains without faults (FT-NAS).
+        alpha_r: weight of the faulty accuracy in the reward (Eq. 12).
+        crop_padding: largest shift of the random crop, 0 for none.
+        flip: whether images are mirrored at random.
+    """
+
+    space: Space = dataclasses.field(default_factory=Space)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    hardware: Hardware = dataclasses.field(default_factory=Hardware)
+    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
+    seed: int = 0
+    epochs: int = 100
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    gradient_clip: float = 5.0
+    alpha_l: float = 0.5
+    alpha_r: float = 0.5
+    crop_padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self):
+        for name in ("alpha_l", "alpha_r"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it lies in [0, 1]")
+        for name in ("epochs", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it lies in [0, 1)")
+        if self.weight_decay < 0 or self.crop_padding < 0:
+            raise ValueError("weight_decay and crop_padding cannot be negative")
+
+
+class SearchData(NamedTuple):
+    """A data set as arrays on the device, split for the two kinds of steps.
+
+    Attributes:
+        train_images: uint8 [N, H, W, C], for the shared weights.
+        train_labels: int32 [N].
+        held_images: uint8 [N_held, H, W, C], for the controller.
+        held_labels: int32 [N_held].
+        mean: float32 [C] of the training pixels, in [0, 1] units.
+        std: float32 [C].
+    """
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    held_images: jax.Array
+    held_labels: jax.Array
+    mean: jax.Array
+    std: jax.Array
+
+
+class SearchState(NamedTuple):
+    """What a search carries from step to step, all of it arrays.
+
+    Attributes:
+        params: shared weights.
+        batch_stats: running statistics of BatchNorm; empty in the batch mode.
+        opt_state: of the weights' optimizer.
+        controller: the policy and its optimizer.
+        totals: sums over the steps of the current epoch, by metric.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    controller: ControllerState
+    totals: dict[str, jax.Array]
+
+
+class Scores(NamedTuple):
+    """Accuracies of one architecture on held-out batches, and their reward; float32 scalars."""
+
+    reward: jax.Array
+    accuracy_clean: jax.Array
+    accuracy_faulty: jax.Array
+
+
+class Search:
+    """The compiled steps of one search.
+
+    Args:
+        config: what to search.
+        data: on the device.
+
+    Raises:
+        ValueError: data and config do not fit.
+    """
+
+    def __init__(self, config: SearchConfig, data: SearchData):
+        self.config, self.data = config, data
+        self.network = Network(config.network, config.space, config.hardware)
+        self.controller = Controller(config.space, config.controller)
+        self.weight_steps = _steps(data.train_images, config.batch_size, "training part")
+        self.controller_steps = _steps(data.held_images, config.batch_size, "held-out part")
+        config.network.check_image(*data.train_images.shape[1:3])
+        self._optimizer = _optimizer(config, self.weight_steps)
+        self._root = jax.random.key(config.seed)
+        self._run_weights = jax.jit(self._weight_loop, donate_argnums=0)
+        self._run_controller = jax.jit(self._controller_loop, donate_argnums=0)
+        self._run_scores = jax.jit(self._score_loop, static_argnames="batches")
+
+    # What a job calls
+
+    def init(self) -> SearchState:
+        """The state before the first step."""
+        return jax.jit(self._init)(jax.random.fold_in(self._root, _INIT))
+
+    def train_weights(self, state: SearchState, epoch: int, start: int, stop: int) -> SearchState:
+        """Weight steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
+        key = self._epoch_key(_WEIGHTS, epoch)
+        return self._run_weights(state, self.data, key, jnp.int32(start), jnp.int32(stop))
+
+    def train_controller(
+        self, state: SearchState, epoch: int, start: int, stop: int
+    ) -> SearchState:
+        """Controller steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
+        key = self._epoch_key(_CONTROLLER, epoch)
+        return self._run_controller(state, self.data, key, jnp.int32(start), jnp.int32(stop))
+
+    def score(self, state: SearchState, architecture: jax.Array, batches: int) -> Scores:
+        """An architecture with the shared weights on the first held-out batches, not augmented.
+
+        Every architecture meets the same images and the same draws of faults.
+
+        Args:
+            state: not changed.
+            architecture: int32 [2, 2(B-2), 2].
+            batches: how many held-out batches to use.
+        """
+        key = jax.random.fold_in(self._root, _CANDIDATES)
+        variables = _variables(state)
+        return self._run_scores(variables, self.data, key, architecture, batches=batches)
+
+    def propose(self, state: SearchState, count: int) -> jax.Array:
+        """`count` architectures sampled from the controller, int32 [count, 2, 2(B-2), 2]."""
+        keys = self._candidate_keys(1, count)
+        params = state.controller.params
+        return jax.jit(jax.vmap(lambda k: self.controller.sample(params, k).architecture))(keys)
+
+    def propose_random(self, count: int) -> jax.Array:
+        """`count` uniformly random architectures, int32 [count, 2, 2(B-2), 2]."""
+        return jax.jit(jax.vmap(self.config.space.random))(self._candidate_keys(2, count))
+
+    def metrics(self, state: SearchState, epoch: int) -> dict[str, float]:
+        """The epoch's metrics, means over its steps, as a flat row of numbers."""
+        totals = {name: float(value) for name, value in state.totals.items()}
+        row: dict[str, float] = {"epoch": epoch}
+        for name, value in totals.items():
+            steps = self.weight_steps if name.startswith("weights/") else self.controller_steps
+            row[name] = value / steps
+        row["weights/learning_rate"] = float(_learning_rate(self.config, jnp.int32(epoch)))
+        return row
+
+    def reset_totals(self, state: SearchState) -> SearchState:
+        """The state at the start of an epoch."""
+        return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+
+    # Initialization
+
+    def _init(self, key: jax.Array) -> SearchState:
+        net_key, controller_key = jax.random.split(key)
+        images = jnp.zeros((1, *self.data.train_images.shape[1:]), jnp.float32)
+        # Any architecture makes all parameters; a known one is quickly traced.
+        variables = self.network.init(net_key, images, self.config.space.first())
+        return SearchState(
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=self._optimizer.init(variables["params"]),
+            controller=self.controller.init_state(controller_key),
+            totals={name: jnp.zeros((), jnp.float32) for name in self._metric_names()},
+        )
+
+    def _metric_names(self) -> list[str]:
+        names = ["weights/loss", "weights/gradient_norm"]
+        for faulty, _ in self._loss_passes():
+            suffix = "faulty" if faulty else "clean"
+            names += [f"weights/loss_{suffix}", f"weights/accuracy_{suffix}"]
+        names += [f"controller/accuracy_{suffix}" for suffix in ("clean", "faulty")]
+        return names + [f"controller/{name}" for name in ("reward", "entropy", "baseline")]
+
+    def _epoch_key(self, phase: int, epoch: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(self._root, phase), epoch)
+
+    def _candidate_keys(self, kind: int, count: int) -> jax.Array:
+        key = jax.random.fold_in(self._root, _CANDIDATES)
+        # The kind 0 is the draws of `score`.
+        return jax.random.split(jax.random.fold_in(key, kind), count)
+
+    # Weight steps
+
+    def _loss_passes(self) -> list[tuple[bool, float]]:
+        """(faulty, weight in Eq. 13) of the passes that count."""
+        alpha = self.config.alpha_l
+        return [(faulty, w) for faulty, w in ((False, 1 - alpha), (True, alpha)) if w > 0]
+
+    def _weight_loop(self, state, data: SearchData, key, start, stop):
+        order = _order(key, len(data.train_images))
+
+        def body(step, state):
+            images, labels = self._batch(data.train_images, data.train_labels, order, step)
+            return self._weight_step(state, data, images, labels, _step_key(key, step))
+
+        return jax.lax.fori_loop(start, stop, body, state)
+
+    def _weight_step(self, state: SearchState, data, images, labels, key) -> SearchState:
+        """Lines 7 to 12 of Algorithm 1. Consumes `key`."""
+        arch_key, augment_key, pass_key = jax.random.split(key, 3)
+        architecture = self.controller.sample(state.controller.params, arch_key).architecture
+        x = self._augment(augment_key, images, data)
+        loss = functools.partial(self._pass_loss, state, x, labels, architecture, pass_key)
+        gradient, metrics, batch_stats = self._pass_gradients(state.params, loss)
+        metrics["weights/gradient_norm"] = optax.global_norm(gradient)
+        updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+        return state._replace(
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            totals=_add(state.totals, metrics),
+        )
+
+    def _pass_loss(self, state: SearchState, x, labels, architecture, key, params, faulty):
+        """Cross entropy of one pass; also its accuracy and the BatchNorm statistics after it."""
+        fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
+        logits, updates = self.network.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            x,
+            architecture,
+            Draw(fault_key, faulty),
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        stats = updates.get("batch_stats", state.batch_stats)
+        return loss, (_accuracy(logits, labels), stats)
+
+    def _pass_gradients(self, params, loss):
+        """The gradient of Eq. 13, metrics, and the statistics of the first pass.
+
+        The passes run one after the other in one compiled body: half the program, and half the
+        memory of both at once.
+        """
+        passes = self._loss_passes()
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+
+        def add_pass(total, one):
+            faulty, weight = one
+            (value, (accuracy, stats)), gradient = differentiate(params, faulty)
+            total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
+            return total, (value, accuracy, stats)
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        if len(passes) == 1:
+            # Known while tracing: a clean pass draws no faults.
+            gradient, outputs = add_pass(zero, passes[0])
+            outputs = jax.tree.map(lambda a: a[None], outputs)
+        else:
+            faulty, weights = zip(*passes, strict=True)
+            xs = (jnp.asarray(faulty), jnp.asarray(weights, jnp.float32))
+            gradient, outputs = jax.lax.scan(add_pass, zero, xs)
+        values, accuracies, stats = outputs
+        metrics = {"weights/loss": jnp.dot(values, jnp.asarray([w for _, w in passes]))}
+        for place, (faulty, _) in enumerate(passes):
+            suffix = "faulty" if faulty else "clean"
+            metrics[f"weights/loss_{suffix}"] = values[place]
+            metrics[f"weights/accuracy_{suffix}"] = accuracies[place]
+        return gradient, metrics, jax.tree.map(lambda a: a[0], stats)
+
+    # Controller steps
+
+    def _controller_loop(self, state, data: SearchData, key, start, stop):
+        order = _order(key, len(data.held_images))
+        variables = _variables(state)
+
+        def body(step, carry):
+            controller, totals = carry
+            images, labels = self._batch(data.held_images, data.held_labels, order, step)
+            step_key = _step_key(key, step)
+            controller, metrics = self._controller_step(
+                variables, controller, data, images, labels, step_key
+            )
+            return controller, _add(totals, metrics)
+
+        carry = jax.lax.fori_loop(start, stop, body, (state.controller, state.totals))
+        return state._replace(controller=carry[0], totals=carry[1])
+
+    def _controller_step(self, variables, controller: ControllerState, data, images, labels, key):
+        """Lines 15 to 20 of Algorithm 1. Consumes `key`."""
+        arch_key, augment_key, fault_key = jax.random.split(key, 3)
+        architecture = self.controller.sample(controller.params, arch_key).architecture
+        x = self._augment(augment_key, images, data)
+        scores = self._scores(variables, x, labels, architecture, fault_key)
+        controller, update = self.controller.reinforce_update(
+            controller, architecture, scores.reward
+        )
+        metrics = {f"controller/{name}": value for name, value in scores._asdict().items()}
+        metrics |= {f"controller/{name}": update[name] for name in ("entropy", "baseline")}
+        return controller, metrics
+
+    def _scores(self, variables, x, labels, architecture, key) -> Scores:
+        """Eq. 12 on one batch. Consumes `key`."""
+
+        def one_pass(faulty):
+            draw = Draw(key, faulty)
+            return _accuracy(self.network.apply(variables, x, architecture, draw), labels)
+
+        clean, faulty = jax.lax.map(one_pass, jnp.asarray([False, True]))
+        alpha = self.config.alpha_r
+        return Scores((1 - alpha) * clean + alpha * faulty, clean, faulty)
+
+    # Scoring of candidates
+
+    def _score_loop(self, variables, data: SearchData, key, architecture, batches: int) -> Scores:
+        order = _order(key, len(data.held_images))
+
+        def one_batch(step):
+            images, labels = self._batch(data.held_images, data.held_labels, order, step)
+            x = normalize(images, data.mean, data.std)
+            return self._scores(variables, x, labels, architecture, _step_key(key, step))
+
+        scores = jax.lax.map(one_batch, jnp.arange(batches))
+        return jax.tree.map(jnp.mean, scores)
+
+    # Batches
+
+    def _batch(self, images, labels, order, step):
+        size = self.config.batch_size
+        rows = jax.lax.dynamic_slice_in_dim(order, step * size, size)
+        return images[rows], labels[rows]
+
+    def _augment(self, key, images, data: SearchData):
+        crop_key, flip_key = jax.random.split(key)
+        x = normalize(images, data.mean, data.std)
+        x = random_crop(crop_key, x, self.config.crop_padding)
+        return random_flip(flip_key, x) if self.config.flip else x
+
+
+def _steps(images, batch_size: int, part: str) -> int:
+    steps = len(images) // batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size is {batch_size}, but the {part} of the data has only {len(images)} images"
+        )
+    return steps
+
+
+def _optimizer(config: SearchConfig, steps: int) -> optax.GradientTransformation:
+    """SGD as in the published code: clip, decay, momentum, a rate that falls epoch by epoch."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.gradient_clip),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(lambda count: _learning_rate(config, count // steps), config.momentum),
+    )
+
+
+def _learning_rate(config: SearchConfig, epoch: jax.Array) -> jax.Array:
+    turn = epoch.astype(jnp.float32) * jnp.float32(jnp.pi / config.epochs)
+    return jnp.float32(config.learning_rate / 2) * (1 + jnp.cos(turn))
+
+
+def _variables(state: SearchState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _order(key: jax.Array, count: int) -> jax.Array:
+    """The epoch's order of images; a fold that no step uses."""
+    return jax.random.permutation(jax.random.fold_in(key, 0), count)
+
+
+def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, step + 1)
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32))
+
+
+def _add(totals: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return totals | {name: totals[name] + value for name, value in metrics.items()}
