@@ -24,6 +24,7 @@ from ftnas_jax.nn.primitives import (
     initialize,
     initialize_primitive,
     parameter_shapes,
+    widest_site,
 )
 from ftnas_jax.space import Architecture, Space, edge_index, target_node
 
@@ -215,9 +216,10 @@ class _Block(nn.Module):
     def _apply(self, name: str, x, features: int, draw: Draw, *, stride: int, affine: bool):
         """One operation that is always there, with parameters of its own."""
         shapes = parameter_shapes(name, x.shape[-1], features, stride=stride, affine=affine)
-        running = self._running(f"{name}/stats", (NORM_SLOTS, 2, features))
+        width = widest_site(name, x.shape[-1], features)
+        running = self._running(f"{name}/stats", (NORM_SLOTS, 2, width))
         table = FaultTable(self.hardware, ((name, stride),), x.shape[-1], features)
-        out = (x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
+        out = (x.shape[0], x.shape[1] // stride, x.shape[2] // stride, width)
         y, statistics = apply_primitive(
             name,
             self._parameters(name, shapes),

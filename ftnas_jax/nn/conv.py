@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CACHE_POSITIONS = {"dense": 8192, "depthwise": 4096}
-"""Image positions a step of a weight gradient works on, so that its data stay in cache (CPU)."""
+_CACHE_POSITIONS = 8192
+"""Image positions that a loop over images works on at a time (CPU)."""
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -116,7 +116,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, k: int) -> jax.Array:
         return total + part, None
 
     start = jnp.zeros((x.shape[-1], k, k, g.shape[-1]), x.dtype)
-    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g, _CACHE_POSITIONS["dense"]))
+    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g))
     return jnp.transpose(total, (1, 2, 0, 3))
 
 
@@ -125,9 +125,13 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, k: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_cpu(x, kernel, stride, dilation):
-    slices = shifted_slices(x, kernel.shape[0], stride, dilation)
     taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    return sum((s * tap for s, tap in zip(slices[1:], taps[1:], strict=True)), slices[0] * taps[0])
+
+    def some_images(x):
+        slices = shifted_slices(x, kernel.shape[0], stride, dilation)
+        return functools.reduce(jnp.add, [s * t for s, t in zip(slices, taps, strict=True)])
+
+    return in_loop(some_images, x)
 
 
 def _depthwise_cpu_forward(x, kernel, stride, dilation):
@@ -146,20 +150,13 @@ _depthwise_cpu.defvjp(_depthwise_cpu_forward, _depthwise_cpu_backward)
 
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, k: int, dilation: int) -> jax.Array:
     """[k, k, C]: for every tap the sum over positions of the shifted x times g."""
-    _, height, width, channels = x.shape
+    padded = _pad(x, k, dilation)
 
-    def add_chunk(total, chunk):
-        xs, gs = chunk
-        # Sums over images and rows first: whole rows of W · C numbers fill the vector units.
-        rows = [
-            (s * gs).sum(0).reshape(height, width * channels).sum(0)
-            for s in shifted_slices(xs, k, 1, dilation)
-        ]
-        return total + jnp.stack(rows), None
+    def tap(place):
+        start = (0, place // k * dilation, place % k * dilation, 0)
+        return jnp.sum(lax.dynamic_slice(padded, start, x.shape) * g, (0, 1, 2))
 
-    start = jnp.zeros((k * k, width * channels), x.dtype)
-    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g, _CACHE_POSITIONS["depthwise"]))
-    return total.reshape(k, k, width, channels).sum(2)
+    return lax.map(tap, jnp.arange(k * k)).reshape(k, k, x.shape[-1])
 
 
 # Shared by convolutions and pooling on CPU
@@ -169,14 +166,19 @@ def shifted_slices(
     x: jax.Array, k: int, stride: int = 1, dilation: int = 1, fill: float = 0.0
 ) -> list[jax.Array]:
     """The k² inputs [B, ceil(H/stride), ceil(W/stride), C] of a window, padded with `fill`."""
-    pad = dilation * (k - 1) // 2
     height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    padded = _pad(x, k, dilation, fill)
     return [
         padded[:, top : top + height : stride, left : left + width : stride]
         for top in range(0, dilation * k, dilation)
         for left in range(0, dilation * k, dilation)
     ]
+
+
+def _pad(x: jax.Array, k: int, dilation: int, fill: float = 0.0) -> jax.Array:
+    """x with the border that a window reaches into."""
+    pad = dilation * (k - 1) // 2
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
 
 
 def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill=0) -> jax.Array:
@@ -190,10 +192,21 @@ def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill=0) -> jax.Arr
     return lax.pad(g, jnp.asarray(fill, g.dtype), config)
 
 
-def _in_chunks(x: jax.Array, g: jax.Array, positions: int) -> tuple[jax.Array, jax.Array]:
-    """Both tensors as [chunks, images, ...] with about `positions` image positions a chunk."""
-    batch, height, width, _ = x.shape
-    images = max(1, min(batch, positions // (height * width)))
+def in_loop(function, *xs: jax.Array) -> jax.Array:
+    """`function` on a few images at a time, out of arrays that all begin with the batch.
+
+    Beside keeping the data in cache, a loop keeps XLA from fusing the many slices of a window into
+    every user of them: reductions made of such slices run one number at a time.
+    """
+    batch = xs[0].shape[0]
+    out = lax.map(lambda chunk: function(*chunk), _in_chunks(*xs))
+    return out.reshape(batch, *out.shape[2:])
+
+
+def _in_chunks(*xs: jax.Array) -> tuple[jax.Array, ...]:
+    """All tensors as [chunks, images, ...], at least two chunks where there are two images."""
+    batch, height, width = xs[0].shape[:3]
+    images = max(1, min(batch // 2, _CACHE_POSITIONS // (height * width)))
     while batch % images:
         images -= 1
-    return tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in (x, g))
+    return tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in xs)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftnas_jax.nn.conv import shifted_slices, spread
+from ftnas_jax.nn.conv import in_loop, shifted_slices, spread
 
 _WINDOW = 3
 
@@ -18,7 +18,11 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     The gradient goes to the first of equal neighbours in row-major order. Ties are common among
     8-bit codes, so the rule matters; PyTorch and XLA have the same.
     """
-    return functools.reduce(jnp.maximum, shifted_slices(x, _WINDOW, stride, fill=-jnp.inf))
+
+    def some_images(x):
+        return functools.reduce(jnp.maximum, shifted_slices(x, _WINDOW, stride, fill=-jnp.inf))
+
+    return in_loop(some_images, x)
 
 
 def _max_pool_forward(x, stride):
@@ -28,19 +32,24 @@ def _max_pool_forward(x, stride):
 
 def _max_pool_backward(stride, residuals, g):
     x, y = residuals
+    spread_y = spread(y, x.shape, stride, fill=jnp.inf)
+    return (in_loop(_first_winners, x, spread_y, spread(g, x.shape, stride)),)
+
+
+def _first_winners(x, y, g):
+    """Gradient of x where window centres hold y and its gradient g; others hold infinity and 0."""
     winner = jnp.full(y.shape, -1, jnp.int8)
-    slices = shifted_slices(x, _WINDOW, stride, fill=-jnp.inf)
+    slices = shifted_slices(x, _WINDOW, fill=-jnp.inf)
     for place in reversed(range(len(slices))):
         winner = jnp.where(slices[place] == y, jnp.int8(place), winner)
     # Position i was neighbour `place` of the window centred on the mirrored neighbour of i.
-    gs = shifted_slices(spread(g, x.shape, stride), _WINDOW)
-    winners = shifted_slices(spread(winner, x.shape, stride, fill=-1), _WINDOW, fill=-1)
+    gs, winners = shifted_slices(g, _WINDOW), shifted_slices(winner, _WINDOW, fill=-1)
     last = len(slices) - 1
     parts = [
         jnp.where(winners[last - place] == place, gs[last - place], 0)
         for place in range(len(slices))
     ]
-    return (functools.reduce(jnp.add, parts),)
+    return functools.reduce(jnp.add, parts)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -62,7 +71,10 @@ def _neighbour_counts(length: int, stride: int) -> np.ndarray:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _window_sum(x, stride):
-    return functools.reduce(jnp.add, shifted_slices(x, _WINDOW, stride))
+    def some_images(x):
+        return functools.reduce(jnp.add, shifted_slices(x, _WINDOW, stride))
+
+    return in_loop(some_images, x)
 
 
 def _window_sum_forward(x, stride):

@@ -91,7 +91,8 @@ class FaultMaps(NamedTuple):
 
     Attributes:
         weights: each [n], for the operation's kernels one after the other, each flat.
-        features: each [sites, B, h, w, C], for its sites one after the other.
+        features: each [sites, B, h, w, C], for its sites one after the other; C is that of the
+            widest of them.
     """
 
     weights: Maps
@@ -103,9 +104,11 @@ class FaultMaps(NamedTuple):
             return None
         return tuple(m[start : start + math.prod(shape)].reshape(shape) for m in self.weights)
 
-    def site(self, place: int) -> Maps:
+    def site(self, place: int, channels: int) -> Maps:
         """The maps of the operation's feature site number `place`."""
-        return None if self.features is None else tuple(m[place] for m in self.features)
+        if self.features is None:
+            return None
+        return tuple(m[place, ..., :channels] for m in self.features)
 
 
 def site_macs(name: str, channels: int, features: int, *, stride: int) -> list[int]:
@@ -113,7 +116,7 @@ def site_macs(name: str, channels: int, features: int, *, stride: int) -> list[i
     if name == "skip_connect" and stride > 1:
         return [REDUCTION[0].macs(channels)]
     widths = _widths(name, channels, features)
-    return [layer.macs(w) for layer, w in zip(LAYERS.get(name, ()), widths, strict=True)]
+    return [layer.macs(w) for layer, w in zip(LAYERS.get(name, ()), widths, strict=False)]
 
 
 def count_kernels(name: str, channels: int, features: int, *, stride: int) -> int:
@@ -133,18 +136,19 @@ def parameter_shapes(
         return shapes | ({"norm": norm} if affine else {})
     widths = _widths(name, channels, features)
     return {
-        f"conv{i}": layer.shapes(width, features if not layer.depthwise else width, affine)
-        for i, (layer, width) in enumerate(zip(LAYERS.get(name, ()), widths, strict=True))
+        f"conv{i}": layer.shapes(*widths[i : i + 2], affine)
+        for i, layer in enumerate(LAYERS.get(name, ()))
     }
 
 
 def _widths(name: str, channels: int, features: int) -> list[int]:
-    """Input channels of each layer: the first dense layer changes their number."""
-    widths = []
-    for layer in LAYERS.get(name, ()):
-        widths.append(channels)
-        channels = channels if layer.depthwise else features
-    return widths
+    """Channels into each layer and out of the last, the one that changes their number."""
+    return [channels] * len(LAYERS.get(name, ())) + [features]
+
+
+def widest_site(name: str, channels: int, features: int) -> int:
+    """Most channels that a convolution of the operation puts out."""
+    return max(_widths(name, channels, features)[1:], default=features)
 
 
 def initialize_primitive(
@@ -205,7 +209,7 @@ def apply_primitive(
 
     Returns:
         Features [B, H/stride, W/stride, features], again representable, and the BatchNorms'
-        statistics [NORM_SLOTS, 2, features], zero in unused slots.
+        statistics [NORM_SLOTS, 2, C], C of the widest layer, zero where unused.
     """
     if name == "none":
         y, statistics = jnp.zeros_like(x[:, ::stride, ::stride]), []
@@ -217,12 +221,13 @@ def apply_primitive(
         y, statistics = _pool(name, x, running, stride, hardware, pool_norm)
     else:
         y, statistics = _chain(name, params, x, running, maps, stride, hardware)
-    return y, _fill_slots(statistics, y.shape[-1])
+    return y, _fill_slots(statistics, widest_site(name, x.shape[-1], y.shape[-1]))
 
 
-def _fill_slots(statistics: list[jax.Array], features: int) -> jax.Array:
-    empty = jnp.zeros((2, features), jnp.float32)
-    return jnp.stack(statistics + [empty] * (NORM_SLOTS - len(statistics)))
+def _fill_slots(statistics: list[jax.Array], width: int) -> jax.Array:
+    slots = [jnp.pad(s, ((0, 0), (0, width - s.shape[1]))) for s in statistics]
+    empty = jnp.zeros((2, width), jnp.float32)
+    return jnp.stack(slots + [empty] * (NORM_SLOTS - len(slots)))
 
 
 def _chain(name, params, x, running, maps: FaultMaps, stride, hardware):
@@ -230,7 +235,9 @@ def _chain(name, params, x, running, maps: FaultMaps, stride, hardware):
     for i, layer in enumerate(LAYERS[name]):
         own = params[f"conv{i}"]
         slot = None if running is None or not layer.norm else running[len(statistics)]
-        faults = (maps.kernel(start, own["kernel"].shape), maps.site(i))
+        width = own["kernel"].shape[-1]
+        slot = None if slot is None else slot[:, :width]
+        faults = (maps.kernel(start, own["kernel"].shape), maps.site(i, width))
         x, used = _layer(layer, own, x, slot, faults, stride if i == 0 else 1, hardware)
         statistics += [used] if layer.norm else []
         start += own["kernel"].size
@@ -267,7 +274,7 @@ def _factorized_reduction(params, x, running, maps: FaultMaps, hardware):
     f, statistics = batch_norm(
         jnp.concatenate(halves, axis=-1), slot, norm.get("scale"), norm.get("offset")
     )
-    return write_features(f, hardware, maps.site(0)), [statistics]
+    return write_features(f, hardware, maps.site(0, f.shape[-1])), [statistics]
 
 
 def _pool(name, x, running, stride, hardware, pool_norm):
