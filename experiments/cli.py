@@ -31,8 +31,8 @@ def run(job: Callable[[dict, str], int]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with _one_line_errors():
         _read_flags(sys.argv)
-        _use_compilation_cache(_COMPILATION_CACHE.value)
-        code = job(_CONFIG.value.to_dict(), _WORKDIR.value)
+        _use_compilation_cache(_COMPILATION_CACHE.value or "")
+        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "")
     sys.exit(code)
 
 

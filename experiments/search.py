@@ -37,8 +37,8 @@ def search(config: Mapping[str, Any], workdir: str) -> int:
     dataset = _load(config["data"])
     settings = search_config(config, dataset)
     parts = data.split(dataset, config["data"]["train_fraction"])
-    arrays = SearchData(*parts[0], *parts[1], *dataset.mean_std())
-    job = Search(settings, jax.tree.map(jax.numpy.asarray, arrays))
+    arrays = (*parts[0], *parts[1], *dataset.mean_std())
+    job = Search(settings, SearchData(*map(jax.numpy.asarray, arrays)))
     with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
         state = _train(job, run, stop, config["checkpoint_minutes"])
         if stop.requested:

@@ -357,8 +357,8 @@ class Search:
         """Eq. 12 on one batch. Consumes `key`."""
 
         def one_pass(faulty):
-            draw = Draw(key, faulty)
-            return _accuracy(self.network.apply(variables, x, architecture, draw), labels)
+            logits: Any = self.network.apply(variables, x, architecture, Draw(key, faulty))
+            return _accuracy(logits, labels)
 
         clean, faulty = jax.lax.map(one_pass, jnp.asarray([False, True]))
         alpha = self.config.alpha_r
@@ -402,10 +402,14 @@ def _steps(images, batch_size: int, part: str) -> int:
 
 def _optimizer(config: SearchConfig, steps: int) -> optax.GradientTransformation:
     """SGD as in the published code: clip, decay, momentum, a rate that falls epoch by epoch."""
+
+    def rate(count: Any) -> jax.Array:
+        return _learning_rate(config, count // steps)
+
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(lambda count: _learning_rate(config, count // steps), config.momentum),
+        optax.sgd(rate, config.momentum),
     )
 
 

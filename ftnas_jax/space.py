@@ -71,8 +71,8 @@ class Architecture(NamedTuple):
         return cls(*(tuple(Connection(int(i), int(o)) for i, o in cell) for cell in array))
 
 
-def target_node(connection: int) -> int:
-    """The node that a connection (by its place in the cell) feeds."""
+def target_node(connection):
+    """The node that a connection (by its place in the cell) feeds. Traceable."""
     return INPUT_NODES + connection // FAN_IN
 
 
@@ -172,7 +172,7 @@ class Space:
 
     def parse(self, text: str) -> Architecture:
         """Read genotype text in either style of `format`; ValueError says what is wrong."""
-        cells = {name: [] for name in CELL_TYPES}
+        cells: dict[str, Cell] = {}
         found = re.findall(r"(\w+)\s*=\s*\[(.*?)\]", text, flags=re.DOTALL)
         names = [_cell_type(name) for name, _ in found]
         if sorted(names) != sorted(CELL_TYPES):

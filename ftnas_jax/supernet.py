@@ -9,6 +9,7 @@ can be a static argument of jit. The architecture is given in one of three ways:
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -145,6 +146,7 @@ class Network(nn.Module):
             float32 [B, num_classes].
         """
         config = self.config
+        config.check_image(*images.shape[1:3])
         chosen = self._chosen(architecture)
         block = {"config": config, "hardware": self.hardware, "train": train}
         x = write_features(images, self.hardware, None)
@@ -205,13 +207,11 @@ class _Block(nn.Module):
         """Statistics to normalize with: None while training or in the batch mode."""
         return None if running is None or self.train else running.value
 
-    def _records(self, running) -> bool:
-        return (
-            running is not None
-            and self.train
-            and self.is_mutable_collection("batch_stats")
-            and not self.is_initializing()
-        )
+    def _record(self, running, update) -> None:
+        """Store what `update` makes of the running statistics, where a training pass may."""
+        mutable = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        if running is not None and self.train and mutable:
+            running.value = update(running.value)
 
     def _apply(self, name: str, x, features: int, draw: Draw, *, stride: int, affine: bool):
         """One operation that is always there, with parameters of its own."""
@@ -230,8 +230,7 @@ class _Block(nn.Module):
             hardware=self.hardware,
             pool_norm=self.config.pool_norm,
         )
-        if self._records(running):
-            running.value = update_running(running.value, statistics)
+        self._record(running, lambda old: update_running(old, statistics))
         return y
 
 
@@ -271,11 +270,13 @@ class Cell(_Block):
         running = self._running("stats", shape)
         use = self._to_use(running)
         if isinstance(cell, jax.Array):
-            inner, statistics = traced_cell(spec, params, use, inputs, cell, draw)
+            outputs: Any = traced_cell(spec, params, use, inputs, cell, draw)
         else:
-            inner, statistics = static_cell(spec, params, use, inputs, cell, draw, edges)
-        if self._records(running):
-            running.value = _record(running.value, statistics, jnp.asarray(cell, jnp.int32))
+            outputs = static_cell(spec, params, use, inputs, cell, draw, edges)
+        inner, statistics = outputs
+        self._record(
+            running, lambda old: _update_edges(old, statistics, jnp.asarray(cell, jnp.int32))
+        )
         return jnp.concatenate(list(inner), axis=-1)
 
     def _edges(self, spec: CellSpec) -> dict[str, list[int]] | None:
@@ -305,7 +306,7 @@ class Cell(_Block):
         )
 
 
-def _record(running: jax.Array, statistics: jax.Array, cell: jax.Array) -> jax.Array:
+def _update_edges(running: jax.Array, statistics: jax.Array, cell: jax.Array) -> jax.Array:
     """Running statistics [E, ops, ...] after a batch in which the connections of `cell` ran.
 
     Two connections that share an edge and an operation both count.

@@ -36,9 +36,9 @@ class Rate(NamedTuple):
         gap_scale: float32 -1 / log(1 - p), the mean gap between failures in units of log.
     """
 
-    p: jax.Array | np.generic
-    threshold: jax.Array | np.generic
-    gap_scale: jax.Array | np.generic
+    p: jax.Array | np.float32
+    threshold: jax.Array | np.uint32
+    gap_scale: jax.Array | np.float32
 
 
 def as_rate(p) -> Rate:
@@ -67,7 +67,7 @@ def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def below(words: jax.Array, rate: Rate) -> jax.Array:
     """Bool array: which uniform uint32 `words` mean a failure."""
-    return (words < rate.threshold) | (rate.p >= 1)
+    return (words < jnp.asarray(rate.threshold)) | jnp.asarray(rate.p >= 1)
 
 
 def failures(key: jax.Array, size: int, rate: Rate, values) -> jax.Array:
@@ -132,4 +132,4 @@ def _geometric_gaps(key: jax.Array, count: int, rate: Rate) -> jax.Array:
         1 / _WORDS
     )
     exponential = jnp.where(words < jnp.uint32(_WORDS // 2), -jnp.log1p(-near), -jnp.log(near))
-    return jnp.floor(exponential * rate.gap_scale) + 1
+    return jnp.floor(exponential * jnp.asarray(rate.gap_scale)) + 1

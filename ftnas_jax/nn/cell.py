@@ -20,7 +20,7 @@ from jax import lax
 from ftnas_jax.nn.fault_table import FaultTable
 from ftnas_jax.nn.hardware import Draw, Hardware, write_features
 from ftnas_jax.nn.primitives import FaultMaps, apply_primitive
-from ftnas_jax.space import INPUT_NODES, Cell, Space, edge_index, target_node
+from ftnas_jax.space import FAN_IN, INPUT_NODES, Cell, Space, edge_index, target_node
 
 _WEIGHTS, _FEATURES = 0, 1  # the two kinds of sites, as folded into keys
 
@@ -101,7 +101,7 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
     Returns:
         Inner nodes [B-2, B, h, w, C] and statistics [connections, NORM_SLOTS, 2, C].
     """
-    nodes, statistics, total = list(inputs), [], None
+    nodes, statistics, summands = list(inputs), [], []
     for place, (source, op) in enumerate(cell):
         name = spec.space.primitives[op]
         edge = edge_index(source, target_node(place))
@@ -114,9 +114,10 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
             stride=spec.stride(source),
         )
         statistics.append(used)
-        total = y if place % 2 == 0 else total + y
-        if place % 2 == 1:
-            nodes.append(write_features(total, spec.hardware, None))
+        summands.append(y)
+        if len(summands) == FAN_IN:
+            nodes.append(write_features(sum(summands[1:], summands[0]), spec.hardware, None))
+            summands = []
     return jnp.stack(nodes[INPUT_NODES:]), jnp.stack(statistics)
 
 

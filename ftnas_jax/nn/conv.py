@@ -181,7 +181,7 @@ def _pad(x: jax.Array, k: int, dilation: int, fill: float = 0.0) -> jax.Array:
     return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
 
 
-def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill=0) -> jax.Array:
+def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill: float = 0) -> jax.Array:
     """g at every `stride`-th position of a [B, H, W, C] tensor of `shape`, `fill` between them."""
     if stride == 1:
         return g

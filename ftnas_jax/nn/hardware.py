@@ -83,7 +83,12 @@ Maps = tuple[jax.Array, ...] | None
 
 
 def draw_maps(
-    hardware: Hardware, site: Site, draw: Draw, shape: tuple[int, ...], exposures, active=True
+    hardware: Hardware,
+    site: Site,
+    draw: Draw,
+    shape: tuple[int, ...],
+    exposures,
+    active: bool | jax.Array = True,
 ) -> Maps:
     """Fault maps for a tensor of `shape`; sound ones in a traced pass without faults.
 

@@ -1,6 +1,7 @@
 """3x3 pooling with padding 1, fast on CPU where XLA's pooling gradients are not."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,8 @@ def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     [B, H, W, C] → [B, ceil(H/stride), ceil(W/stride), C].
     """
     counts = _neighbour_counts(x.shape[1], stride)[:, None] * _neighbour_counts(x.shape[2], stride)
-    return _window_sum(x, stride) * jnp.asarray(1 / counts[None, :, :, None], x.dtype)
+    total: Any = _window_sum(x, stride)
+    return total * jnp.asarray(1 / counts[None, :, :, None], x.dtype)
 
 
 def _neighbour_counts(length: int, stride: int) -> np.ndarray:

@@ -54,7 +54,9 @@ class ConvLayer:
     def shapes(self, channels: int, features: int, affine: bool) -> dict[str, tuple[int, ...]]:
         """Shapes of the layer's parameters by name."""
         kernel = (self.kernel, self.kernel, channels)
-        shapes = {"kernel": kernel if self.depthwise else (*kernel, features)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "kernel": kernel if self.depthwise else (*kernel, features)
+        }
         if self.bias:
             shapes["bias"] = (features,)
         if self.norm and affine:
@@ -136,7 +138,7 @@ def parameter_shapes(
         return shapes | ({"norm": norm} if affine else {})
     widths = _widths(name, channels, features)
     return {
-        f"conv{i}": layer.shapes(*widths[i : i + 2], affine)
+        f"conv{i}": layer.shapes(widths[i], widths[i + 1], affine)
         for i, layer in enumerate(LAYERS.get(name, ()))
     }
 
