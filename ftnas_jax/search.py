@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ftnas_jax.augment import normalize, random_crop, random_flip
@@ -164,14 +165,14 @@ class Search:
     def train_weights(self, state: SearchState, epoch: int, start: int, stop: int) -> SearchState:
         """Weight steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
         key = self._epoch_key(_WEIGHTS, epoch)
-        return self._run_weights(state, self.data, key, jnp.int32(start), jnp.int32(stop))
+        return self._run_weights(state, self.data, key, np.int32(start), np.int32(stop))
 
     def train_controller(
         self, state: SearchState, epoch: int, start: int, stop: int
     ) -> SearchState:
         """Controller steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
         key = self._epoch_key(_CONTROLLER, epoch)
-        return self._run_controller(state, self.data, key, jnp.int32(start), jnp.int32(stop))
+        return self._run_controller(state, self.data, key, np.int32(start), np.int32(stop))
 
     def score(self, state: SearchState, architecture: jax.Array, batches: int) -> Scores:
         """An architecture with the shared weights on the first held-out batches, not augmented.
