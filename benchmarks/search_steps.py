@@ -7,8 +7,6 @@ Every step samples an architecture of its own, so the spread is that of the arch
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from configs import adsaf, mibb
 from experiments.configuration import search_config
+from ftnas_jax import machine
 from ftnas_jax.data import Dataset
 from ftnas_jax.search import Search, SearchData
 
@@ -81,24 +80,8 @@ def _search(name: str, channels: int, batch: int) -> Search:
     return Search(search_config(fields.to_dict(), dataset), data)
 
 
-def machine() -> str:
-    """The machine in words, as stands beside every number."""
-    device = jax.devices()[0]
-    kind = _processor() if device.platform == "cpu" else device.device_kind
-    return (
-        f"{kind}, {os.cpu_count()} cores, jax {jax.__version__}, Python {platform.python_version()}"
-    )
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _print(rows: list[dict]) -> None:
-    print(machine())
+    print(machine.describe())
     print(f"{'workload':28} {'programs':>8} {'compile s':>9} {'s/step: median [min-max]':>26}  n")
     for row in rows:
         times = np.array(row["step_seconds"])
@@ -122,7 +105,9 @@ def main() -> None:
     _print(rows)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": machine.describe(), "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from configs import search_defaults
 
 def get_config() -> ConfigDict:
     config = search_defaults.get_config()
-    config.epochs = 12
+    config.epochs = 40
     config.batch_size = 32
     config.faults = "mibb:p_m=1e-3"
     config.data.name = "digits"

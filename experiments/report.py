@@ -1,16 +1,14 @@
 """What a finished search leaves behind for its reader: genotype, pictures, README.md."""
 
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from scipy import stats
 
-from ftnas_jax import plots
+from ftnas_jax import machine, plots
 from ftnas_jax.checkpoints import write_atomically
 from ftnas_jax.search import Scores, SearchConfig
 from ftnas_jax.space import Architecture, Space
@@ -120,7 +118,8 @@ def _readme(path, config, settings: SearchConfig, candidates, ranked, history, s
 
 
 def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
-    network, space = config["network"], settings.space
+    network, quantization = config["network"], config["quantization"]
+    space = settings.space
     method = "FTT-NAS" if settings.alpha_l > 0 else "FT-NAS"
     return [
         f"{method} on {config['data']['name']} under `{config['faults']}`, "
@@ -132,8 +131,9 @@ def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
         f"{space.size():.1e} architectures",
         f"- loss: {1 - settings.alpha_l:g} clean + {settings.alpha_l:g} faulty; "
         f"reward: {1 - settings.alpha_r:g} clean + {settings.alpha_r:g} faulty",
-        f"- weights {settings.hardware.weights}, features {settings.hardware.features}",
-        f"- time: {_duration(seconds)} of training on {_machine()}",
+        f"- fixed point: weights of {quantization['weight_bits']} bits in "
+        f"{quantization['weight_encoding']}, features of {quantization['feature_bits']} bits",
+        f"- time: {_duration(seconds)} of training on {machine.describe()}",
         "",
         "Every field is in [config.json](config.json).",
     ]
@@ -202,9 +202,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def _machine() -> str:
-    device = jax.devices()[0]
-    name = device.device_kind if device.platform != "cpu" else platform.machine()
-    return f"{len(jax.devices())} x {device.platform} ({name}), jax {jax.__version__}"

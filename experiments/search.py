@@ -135,14 +135,14 @@ def _end_epoch(job: Search, run: RunDir, state: SearchState, epoch: int, seconds
             "lower weights.learning_rate or weights.gradient_clip and start in a new workdir"
         )
     run.write_metrics(row)
-    run.write_timing({"epoch": epoch, "seconds": seconds})
-    run.write_scalars(epoch, row)
+    run.write_timing({"epoch": epoch + 1, "seconds": seconds})
+    run.write_scalars(epoch + 1, row)
     return row
 
 
 def _line(row: Mapping[str, float]) -> str:
     return (
-        f"epoch {row['epoch'] + 1}: loss {row['weights/loss']:.3f}, "
+        f"epoch {row['epoch']}: loss {row['weights/loss']:.3f}, "
         f"reward {row['controller/reward']:.3f} "
         f"(clean {row['controller/accuracy_clean']:.3f}, "
         f"faulty {row['controller/accuracy_faulty']:.3f}), "

@@ -199,9 +199,12 @@ class Search:
         return jax.jit(jax.vmap(self.config.space.random))(self._candidate_keys(2, count))
 
     def metrics(self, state: SearchState, epoch: int) -> dict[str, float]:
-        """The epoch's metrics, means over its steps, as a flat row of numbers."""
+        """Means over the steps of an epoch (counted from 0) as a flat row.
+
+        The row's own `epoch` counts how many are done.
+        """
         totals = {name: float(value) for name, value in state.totals.items()}
-        row: dict[str, float] = {"epoch": epoch}
+        row: dict[str, float] = {"epoch": epoch + 1}
         for name, value in totals.items():
             steps = self.weight_steps if name.startswith("weights/") else self.controller_steps
             row[name] = value / steps
@@ -266,7 +269,7 @@ class Search:
         x = self._augment(augment_key, images, data)
         loss = functools.partial(self._pass_loss, state, x, labels, architecture, pass_key)
         gradient, metrics, batch_stats = self._pass_gradients(state.params, loss)
-        metrics["weights/gradient_norm"] = optax.global_norm(gradient)
+        metrics["weights/gradient_norm"] = optax.tree.norm(gradient)
         updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
         return state._replace(
             params=optax.apply_updates(state.params, updates),

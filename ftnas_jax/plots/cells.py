@@ -1,73 +1,29 @@
-"""Pictures: cells as graphs, the course of a search, samples of candidates.
-
-Every function returns a `matplotlib.figure.Figure` that no global state knows of, so it works
-without a display and leaves nothing behind. Colours are Okabe and Ito's, which colour-blind
-readers can tell apart.
-"""
+"""The cells of an architecture, drawn as graphs."""
 
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
+from ftnas_jax.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, PURPLE, SKY, STYLE, WIRE
 from ftnas_jax.space import CELL_TYPES, INPUT_NODES, Architecture, Cell, Space, target_node
 
-_BLUE, _ORANGE, _GREEN, _SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
-_VERMILLION, _PURPLE = "#D55E00", "#CC79A7"
-_INK, _WIRE, _GREY, _PALE = "#1F2328", "#59636E", "#8C959F", "#D1D9E0"
-
 _KINDS = {
-    "conv": ("convolution", _SKY),
-    "relu_conv": ("ReLU-convolution-BN", _BLUE),
-    "sep_conv": ("separable", _GREEN),
-    "dil_conv": ("dilated", _ORANGE),
-    "pool": ("pooling", _PURPLE),
-    "skip": ("skip", _WIRE),
-    "none": ("none", _GREY),
+    "conv": ("convolution", SKY),
+    "relu_conv": ("ReLU-convolution-BN", BLUE),
+    "sep_conv": ("separable", GREEN),
+    "dil_conv": ("dilated", ORANGE),
+    "pool": ("pooling", PURPLE),
+    "skip": ("skip", WIRE),
+    "none": ("none", GREY),
 }
 """Kind of operation → (name in the legend, colour)."""
-
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "mathtext.fontset": "dejavusans",
-    "axes.titlesize": 10.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _WIRE,
-    "ytick.color": _WIRE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6EAEF",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.h_pad": 0.09,
-    "figure.constrained_layout.w_pad": 0.09,
-    "savefig.facecolor": "white",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "ftnas_jax",
-}
 
 # Cells are drawn in inches, so that text keeps its size and its place.
 _ROW = 0.34
@@ -76,33 +32,20 @@ _RADIUS = 0.165
 _LABEL_SIZE = 8.5
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 200) -> list[Path]:
-    """Write `path`.png and `path`.svg, and return their paths.
-
-    The SVG of a figure is the same, byte for byte, whenever it is written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(written[0], dpi=dpi)
-        figure.savefig(written[1], metadata={"Date": None})
-    return written
-
-
 def draw_cells(space: Space, architecture: Architecture, *, title: str | None = None) -> Figure:
     """Both cells of an architecture as graphs that read from left to right.
 
     Nodes step down a staircase. A node hands its output down its own rail; a dot marks where a
     connection leaves the rail, and each connection has a row of its own, with its operation just
     before the node it feeds. So no line passes through a node or a label, and two connections
-    between the same nodes stay apart. Every inner node goes into the concatenation `c_k`.
+    between the same nodes stay apart. Every inner node goes into the concatenation `c_k`. Nodes
+    have their numbers of genotype text, in which the inputs `c_{k-2}` and `c_{k-1}` are 0 and 1.
 
     Raises:
         ValueError: the architecture is not of this space.
     """
     space.check(architecture)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         layout = _Layout(space)
         head = 0.55 if title else 0.08
         foot = 0.42
@@ -116,75 +59,6 @@ def draw_cells(space: Space, architecture: Architecture, *, title: str | None = 
         for i, (name, cell) in enumerate(zip(CELL_TYPES, architecture, strict=True)):
             layout.draw(axes, f"{name} cell", cell, top=-head - i * layout.height)
         _draw_kinds(axes, space, architecture, at=(layout.width / 2, -height + foot / 2))
-    return figure
-
-
-def draw_search(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, rewards with the accuracies they are made of, and entropy, by epoch.
-
-    Args:
-        history: rows of a search's metrics.jsonl. A row without `epoch` is left out, and so is a
-            series that no row has.
-    """
-    panels = (
-        (
-            "Loss of the shared weights",
-            {
-                "faulty": ("weights/loss_faulty", _VERMILLION, "--"),
-                "weighted": ("weights/loss", _INK, "-"),
-                "clean": ("weights/loss_clean", _BLUE, "-"),
-            },
-        ),
-        (
-            "Reward of the controller",
-            {
-                "clean accuracy": ("controller/accuracy_clean", _BLUE, "-"),
-                "reward": ("controller/reward", _INK, "-"),
-                "faulty accuracy": ("controller/accuracy_faulty", _VERMILLION, "--"),
-            },
-        ),
-        ("Entropy of the controller (nats)", {"": ("controller/entropy", _GREEN, "-")}),
-    )
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(10.5, 3.3), layout="constrained")
-        for axes, (title, series) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            axes.set(title=title, xlabel="epoch")
-            for label, (key, color, line) in series.items():
-                _draw_series(axes, history, key, label=label, color=color, linestyle=line)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            if np.ptp(axes.get_xlim()) < 1:  # a single epoch
-                axes.set_xlim(np.mean(axes.get_xlim()) + np.asarray([-0.5, 0.5]))
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend()
-    return figure
-
-
-def draw_candidates(rewards: Mapping[str, Iterable[float]], *, xlabel: str = "reward") -> Figure:
-    """Samples of candidates side by side: every reward a dot, their mean with its 95 % interval.
-
-    The interval is Student's t over the candidates; a single one has none.
-
-    Args:
-        rewards: name of the sample → its rewards, as in {"controller": [...], "random": [...]}.
-
-    Raises:
-        ValueError: a sample is empty.
-    """
-    samples = {name: np.asarray(list(values), float) for name, values in rewards.items()}
-    for name, values in samples.items():
-        if not values.size:
-            raise ValueError(f"the sample {name!r} is empty; there is nothing to draw")
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8.5, 0.9 + 0.8 * max(len(samples), 1)), layout="constrained")
-        axes = figure.subplots()
-        colors = (_BLUE, _ORANGE, _GREEN, _PURPLE, _VERMILLION, _SKY)
-        for row, values in enumerate(samples.values()):
-            _draw_sample(axes, row, values, colors[row % len(colors)])
-        axes.set(yticks=range(len(samples)), ylim=(len(samples) - 0.45, -0.55), xlabel=xlabel)
-        axes.set_yticklabels(list(samples), color=_INK, size=10)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
     return figure
 
 
@@ -266,7 +140,7 @@ class _Layout:
             )
         low = top - self.node_y(inner[-1]) - _RADIUS - 0.04
         high = top - self.node_y(inner[0]) + _RADIUS + 0.04
-        _draw_box(axes, (self.out_left, low), 0.44, high - low, face=_INK, edge=_INK)
+        _draw_box(axes, (self.out_left, low), 0.44, high - low, face=INK, edge=INK)
         middle = (self.out_left + 0.22, (low + high) / 2)
         axes.text(*middle, "$c_k$", color="white", size=12, ha="center", va="center", zorder=4)
 
@@ -274,14 +148,15 @@ class _Layout:
         x, y = self.node_x(node), top - self.node_y(node)
         if node < INPUT_NODES:
             text = ("$c_{k-2}$", "$c_{k-1}$")[node]
-            _draw_box(axes, (x - 0.27, y - 0.14), 0.54, 0.28, face=_INK, edge=_INK)
+            _draw_box(axes, (x - 0.27, y - 0.14), 0.54, 0.28, face=INK, edge=INK)
             axes.text(x, y, text, color="white", size=10.5, ha="center", va="center", zorder=4)
             return
         _draw_box(
-            axes, (x - _RADIUS, y - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, face="white", edge=_INK
+            axes, (x - _RADIUS, y - _RADIUS), 2 * _RADIUS, 2 * _RADIUS, face="white", edge=INK
         )
-        label = str(node - INPUT_NODES)
-        axes.text(x, y, label, size=10, weight="bold", ha="center", va="center_baseline", zorder=4)
+        axes.text(
+            x, y, str(node), size=10, weight="bold", ha="center", va="center_baseline", zorder=4
+        )
 
     def _is_none(self, cell: Cell, place: int) -> bool:
         return self.space.primitives[cell[place].op] == "none"
@@ -296,8 +171,8 @@ def _kind(primitive: str) -> str:
 
 def _wire(faint: bool = False) -> dict[str, Any]:
     if faint:
-        return {"color": _PALE, "linewidth": 1.0, "linestyle": (0, (3, 2))}
-    return {"color": _WIRE, "linewidth": 1.2, "linestyle": "-", "solid_capstyle": "round"}
+        return {"color": PALE, "linewidth": 1.0, "linestyle": (0, (3, 2))}
+    return {"color": WIRE, "linewidth": 1.2, "linestyle": "-", "solid_capstyle": "round"}
 
 
 def _arrow(wire: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +202,7 @@ def _draw_pill(axes: Axes, name: str, left: tuple[float, float], width: float) -
         left[1],
         name,
         size=_LABEL_SIZE,
-        color=_GREY if none else _INK,
+        color=GREY if none else INK,
         ha="center",
         va="center_baseline",
         zorder=4,
@@ -373,31 +248,6 @@ def _draw_kinds(axes: Axes, space: Space, architecture: Architecture, *, at) -> 
         handlelength=1.4,
         handleheight=0.9,
         columnspacing=1.6,
-    )
-
-
-def _draw_series(axes: Axes, history, key: str, **style) -> None:
-    points = [(row["epoch"], row[key]) for row in history if "epoch" in row and key in row]
-    if not points:
-        return
-    x, y = zip(*points, strict=True)
-    axes.add_line(Line2D(x, y, marker="o" if len(x) <= 20 else "", markersize=4, **style))
-    axes.autoscale_view()
-
-
-def _draw_sample(axes: Axes, row: int, values: np.ndarray, color: str) -> None:
-    n, mean = values.size, values.mean()
-    jitter = np.random.default_rng(0).uniform(-0.14, 0.14, n)
-    axes.scatter(values, row + jitter, s=18, color=color, alpha=0.5, linewidths=0)
-    text = f"{mean:.4g}  (n = {n})"
-    if n > 1:
-        margin = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
-        axes.plot((mean - margin, mean + margin), (row, row), color=_INK, linewidth=3)
-        digits = max(0, 1 - math.floor(math.log10(margin))) if margin else 4
-        text = f"{mean:.{digits}f} ± {margin:.{digits}f}  (n = {n})"
-    axes.plot([mean], [row], marker="D", markersize=7, color=_INK, markeredgecolor="white")
-    axes.annotate(
-        text, (mean, row), (0, 17), textcoords="offset points", ha="center", color=_INK, size=9
     )
 
 

@@ -1,0 +1,11 @@
+"""Pictures: cells as graphs, the course of a search, samples of candidates.
+
+Every function returns a `matplotlib.figure.Figure` that no global state knows of, so it works
+without a display and leaves nothing behind.
+"""
+
+from ftnas_jax.plots.cells import draw_cells
+from ftnas_jax.plots.curves import draw_candidates, draw_search
+from ftnas_jax.plots.style import save_figure
+
+__all__ = ["draw_candidates", "draw_cells", "draw_search", "save_figure"]
