@@ -6,12 +6,15 @@ Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n with all work saved
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
+
+from ftnas_jax.errors import InputError
 
 _DEFAULT_COMPILATION_CACHE = "~/.cache/ftnas_jax/xla"
 
@@ -37,19 +40,28 @@ def run(job: Callable[[dict, str], int]) -> None:
 
 
 def _read_flags(argv: list[str]) -> None:
-    """Parse the command line; every mistake in it is a ValueError. --help prints and exits."""
+    """Parse the command line; every mistake in it is an InputError. --help prints and exits."""
     app.define_help_flags()
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
-        # ml_collections reports an unknown field as AttributeError or KeyError.
-        raise ValueError(_first_line(error)) from error
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # ml_collections raises only now where it could not read the file
+    except OSError as error:
+        problem = str(error).rpartition("] ")[2]  # behind "[Errno 2] "
+        raise InputError(f"cannot read the config: {problem}") from error
+    except (AttributeError, KeyError) as error:
+        # ml_collections reports an unknown field as its name in quotes of several kinds.
+        field = re.match(r"""["'\\]+(\w+)""", str(error))
+        problem = f"the config has no field {field[1]!r}" if field else _first_line(error)
+        raise InputError(problem) from error
+    except (flags.Error, TypeError, SyntaxError, ImportError, ValueError) as error:
+        raise InputError(_first_line(error)) from error
     if len(rest) > 1:
-        raise ValueError(f"cannot read the argument {rest[1]!r}; flags begin with --")
+        raise InputError(f"cannot read the argument {rest[1]!r}; flags begin with --")
     if _CONFIG.value is None:
-        raise ValueError("name a config: --config configs/mibb.py")
+        raise InputError("name a config: --config configs/mibb.py")
     if not _WORKDIR.value:
-        raise ValueError("name a run directory: --workdir runs/NAME")
+        raise InputError("name a run directory: --workdir runs/NAME")
 
 
 def _use_compilation_cache(folder: str) -> None:
@@ -57,24 +69,24 @@ def _use_compilation_cache(folder: str) -> None:
         return
     import jax  # after the flags: a mistake in them is answered at once
 
+    from ftnas_jax.checkpoints import explain_os_errors
+
     path = Path(os.path.expanduser(folder))
-    path.mkdir(parents=True, exist_ok=True)
+    with explain_os_errors(f"keep compiled programs in {path}"):
+        path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
 
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Bad input, which is a ValueError by convention, ends the process in one line on stderr."""
+    """Bad input and a failing disk end in one line on stderr; bugs show all they have."""
     try:
         yield
-    except ValueError as error:
-        if os.environ.get("FTNAS_TRACEBACK"):
-            raise
+    except (InputError, OSError) as error:
         print(f"error: {_first_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

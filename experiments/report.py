@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from ftnas_jax import machine, plots
-from ftnas_jax.checkpoints import write_atomically
+from ftnas_jax.run import RunDir
 from ftnas_jax.search import Scores, SearchConfig
 from ftnas_jax.space import Architecture, Space
 
@@ -25,22 +25,18 @@ def candidate_row(space: Space, group: str, architecture: np.ndarray, scores: Sc
     }
 
 
-def read_candidates(path: Path) -> list[dict]:
-    """The rows scored so far; none where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else []
-
-
 def write(
-    path: Path, config: Mapping[str, Any], settings: SearchConfig, candidates: list[dict]
+    run: RunDir, config: Mapping[str, Any], settings: SearchConfig, candidates: list[dict]
 ) -> None:
-    """Write genotype.json, the pictures and README.md of a finished search into `path`."""
+    """Write genotype.json, the pictures and README.md of a finished search."""
     ranked = rank(candidates)[: config["candidates"]["top"]]
     best = settings.space.parse(ranked[0]["genotype"])
     genotypes = {
         "best": ranked[0] | {"aw_nas": settings.space.format(best, style="aw_nas")},
         "top": ranked,
     }
-    _write_json(path / "genotype.json", genotypes)
+    run.write_json("genotype.json", genotypes)
+    path = run.path
     history = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     title = f"{path.name}: reward {ranked[0]['reward']:.3f}"
     plots.save_figure(plots.draw_cells(settings.space, best, title=title), path / "cells")
@@ -50,7 +46,7 @@ def write(
     plots.save_figure(plots.draw_candidates(rewards), path / "candidates")
     seconds = _seconds(path / "timing.jsonl")
     text = _readme(path, config, settings, candidates, ranked, history, seconds)
-    write_atomically(path / "README.md", text)
+    run.write_text("README.md", text)
 
 
 def rank(candidates: list[dict]) -> list[dict]:
@@ -74,10 +70,6 @@ def difference(candidates: list[dict]) -> tuple[float, float, float] | None:
         return None
     low, high = stats.ttest_ind(ours, random, equal_var=False).confidence_interval(CONFIDENCE)
     return ours.mean() - random.mean(), low, high
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _seconds(path: Path) -> float:

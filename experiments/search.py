@@ -14,6 +14,8 @@ import numpy as np
 from experiments import cli, report
 from experiments.configuration import search_config
 from ftnas_jax import data
+from ftnas_jax.data_io import check_space
+from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Search, SearchData, SearchState
@@ -31,24 +33,28 @@ def search(config: Mapping[str, Any], workdir: str) -> int:
     """Run, or go on with, the search that `config` describes in `workdir`; returns an exit code.
 
     Raises:
-        ValueError: for bad input, before anything is compiled.
+        InputError: for bad input, before anything is compiled.
     """
-    search_config(config)  # before any data are touched
-    dataset = _load(config["data"])
+    search_config(config)  # before the directory or any data are touched
+    with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
+        dataset = _load(config["data"])
+        run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
+        job = _prepare(config, dataset)
+        state = _train(job, run, stop, config["checkpoint_minutes"])
+        if not stop.requested:
+            candidates = _score_candidates(job, run, stop, state, config["candidates"])
+        if not stop.requested:
+            report.write(run, config, job.config, candidates)
+            print(f"\nresults: {run.path / 'README.md'}")
+        return stop.exit_code
+
+
+def _prepare(config: Mapping[str, Any], dataset: data.Dataset) -> Search:
     settings = search_config(config, dataset)
     parts = data.split(dataset, config["data"]["train_fraction"])
     arrays = (*parts[0], *parts[1], *dataset.mean_std())
-    job = Search(settings, SearchData(*map(jax.numpy.asarray, arrays)))
-    with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
-        state = _train(job, run, stop, config["checkpoint_minutes"])
-        if stop.requested:
-            return stop.exit_code
-        candidates = _score_candidates(job, run, stop, state, config["candidates"])
-        if stop.requested:
-            return stop.exit_code
-        report.write(run.path, config, settings, candidates)
-    print(f"\nresults: {run.path / 'README.md'}")
-    return 0
+    with as_input_error():
+        return Search(settings, SearchData(*map(jax.numpy.asarray, arrays)))
 
 
 def _load(fields: Mapping[str, Any]) -> data.Dataset:
@@ -78,11 +84,12 @@ class _Position:
 def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float) -> SearchState:
     """Algorithm 1 from the newest checkpoint on; saves at the end of every epoch and in between."""
     state = job.init()
+    _check_disk(run, state)
     state, done = run.restore(state) or (state, 0)
     position = _Position(job)
     total = job.config.epochs * position.an_epoch
     calls = (_Paced(job.train_weights), _Paced(job.train_controller))
-    saved = epoch_began = time.monotonic()
+    saved, reward = time.monotonic(), "-"
     with Progress(total, start=done, title="search") as progress:
         if done:
             progress.log(f"going on in epoch {done // position.an_epoch + 1}, after {done} steps")
@@ -90,20 +97,26 @@ def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float
             epoch, phase, first, end = position.next_phase(done)
             state, steps = calls[phase](state, epoch, first, end)
             done += steps
-            values = {"epoch": f"{epoch + 1}/{job.config.epochs}"}
             epoch_ends = done % position.an_epoch == 0
             if epoch_ends:
-                row = _end_epoch(job, run, state, epoch, time.monotonic() - epoch_began)
+                row = _end_epoch(job, run, state, epoch)
                 progress.log(_line(row))
-                values["reward"] = f"{row['controller/reward']:.3f}"
+                reward = f"{row['controller/reward']:.3f}"
                 state = job.reset_totals(state)
-                epoch_began = time.monotonic()
-            progress.update(done, **values)
+            progress.update(done, epoch=f"{epoch + 1}/{job.config.epochs}", reward=reward)
             late = time.monotonic() - saved > 60 * checkpoint_minutes
             if epoch_ends or stop.requested or late:
+                run.write_timing({"steps": done, "seconds": time.monotonic() - saved})
                 run.save(done, state)
                 saved = time.monotonic()
     return state
+
+
+def _check_disk(run: RunDir, state: SearchState) -> None:
+    """Refuse to begin where the checkpoints will not fit."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    needed = size * (run.checkpoints.max_to_keep + 1)
+    check_space(run.path, needed, "free some, or choose another --workdir")
 
 
 class _Paced:
@@ -126,16 +139,15 @@ class _Paced:
         return state, steps
 
 
-def _end_epoch(job: Search, run: RunDir, state: SearchState, epoch: int, seconds: float) -> dict:
+def _end_epoch(job: Search, run: RunDir, state: SearchState, epoch: int) -> dict:
     """Write the epoch's rows; a search that diverged ends here."""
     row = job.metrics(state, epoch)
     if not np.isfinite(row["weights/gradient_norm"]):
-        raise ValueError(
+        raise InputError(
             f"the shared weights diverged in epoch {epoch + 1} (gradients are not finite); "
             "lower weights.learning_rate or weights.gradient_clip and start in a new workdir"
         )
     run.write_metrics(row)
-    run.write_timing({"epoch": epoch + 1, "seconds": seconds})
     run.write_scalars(epoch + 1, row)
     return row
 
@@ -160,7 +172,7 @@ def _score_candidates(job: Search, run: RunDir, stop: Terminator, state, fields)
         "random": job.propose_random(fields["random"]),
     }
     todo = [(group, np.asarray(a)) for group, many in groups.items() for a in many]
-    rows = report.read_candidates(run.path / _CANDIDATES_FILE)
+    rows = run.read_json(_CANDIDATES_FILE) or []
     batches = min(fields["batches"], job.controller_steps)
     with Progress(len(todo), start=len(rows), title="candidates") as progress:
         for group, architecture in todo[len(rows) :]:

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from ftnas_jax.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 _PARTIAL = "partial."
@@ -41,7 +43,7 @@ _HINTS = {
 }
 
 
-class RunError(ValueError):
+class RunError(InputError):
     """A run that cannot go on. Its message is one line: what is wrong, where, what to do."""
 
 
@@ -70,7 +72,7 @@ class Checkpoints:
         if max_to_keep < 1:
             raise ValueError(f"max_to_keep is {max_to_keep}; keep at least one checkpoint")
         self.directory = Path(directory).absolute()
-        self._max_to_keep = max_to_keep
+        self.max_to_keep = max_to_keep
         self._damaged: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
@@ -182,7 +184,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         whole = [step for step in self.steps() if step not in self._damaged]
-        for step in set(self.steps()) - set(whole[-self._max_to_keep :]):
+        for step in set(self.steps()) - set(whole[-self.max_to_keep :]):
             # The rename first: a kill in the midst of deleting must not leave a damaged one.
             (self.directory / str(step)).rename(self.directory / f"{_PARTIAL}{step}.old")
         self.remove_partial()

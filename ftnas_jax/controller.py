@@ -71,6 +71,10 @@ class ControllerConfig:
             raise ValueError(f"controller.hidden is {self.hidden}; it must be at least 1")
         if not self.temperature > 0:
             raise ValueError(f"controller.temperature is {self.temperature}; it must be above 0")
+        if not callable(self.learning_rate) and not self.learning_rate > 0:
+            raise ValueError(
+                f"controller.learning_rate is {self.learning_rate}; it must be above 0"
+            )
         if not 0 <= self.baseline_decay <= 1:
             raise ValueError(f"controller.baseline_decay is {self.baseline_decay}, not in [0, 1]")
         if not self.entropy_weight >= 0:

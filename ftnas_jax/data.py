@@ -7,6 +7,7 @@ Letters: `N` images, `H W` space, `C` channels.
 """
 
 import dataclasses
+import hashlib
 import logging
 import os
 import zipfile
@@ -67,6 +68,13 @@ class Dataset:
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
+    def sha256(self) -> str:
+        """A digest of all training images and labels, to tell one data set from another."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        for array in (self.images, self.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the training pixels in [0, 1] units, float32 [C] each."""
         channels = self.images.shape[-1]
@@ -86,7 +94,7 @@ def split(dataset: Dataset, fraction: float = 0.8) -> tuple[Images, Images]:
     The search learns the shared weights on the first part and rewards the controller on the
     second; 80 % and 20 %, without a shuffle, as in the published code. Both are views.
     """
-    cut = int(len(dataset.images) * fraction)
+    cut = int(len(dataset.images) * fraction) if 0 < fraction < 1 else 0
     if not 0 < cut < len(dataset.images):
         raise DataError(
             f"a fraction of {fraction} leaves one part of {len(dataset.images)} images empty; "

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ftnas_jax.errors import InputError
+
 ELSEWHERE = (
     "prepare it where TensorFlow is installed, with tfds and file_format='array_record', and "
     "point data_dir at it"
@@ -17,7 +19,7 @@ ELSEWHERE = (
 """What to do about a data set that cannot be prepared here."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A data set cannot be had. The message is one line: what is wrong, where, what to do."""
 
 

@@ -33,6 +33,7 @@ __all__ = ["RunDir", "RunError"]
 logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
 _TIMING = "timing.jsonl"
 _LAST_SCALARS = "tensorboard"
 _SHOWN_DIFFERENCES = 5
@@ -71,7 +72,7 @@ class RunDir:
             self._lock: int | None = _lock(self.path)
             try:
                 _check_config(self.path / "config.json", job, config, ignore)
-                self.checkpoints = Checkpoints(self.path / "checkpoints", max_to_keep=max_to_keep)
+                self.checkpoints = Checkpoints(self.path / _CHECKPOINTS, max_to_keep=max_to_keep)
                 self.checkpoints.remove_partial()
             except BaseException:
                 self._unlock()
@@ -135,6 +136,31 @@ class RunDir:
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, step)
         self._last_scalars = step
+
+    def read_json(self, name: str) -> Any:
+        """The value of the file `name`, or None where there is none yet."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(f"{path} is damaged ({error}); remove it and start again") from None
+
+    def pin(self, name: str, value: Any) -> None:
+        """Write `value` to the file `name`, or refuse it where work was done under another.
+
+        Raises:
+            RunError: the run began with another value.
+        """
+        old, new = self.read_json(name), json.loads(_dump(value))
+        if old is None or not _holds_work(self.path):
+            self.write_json(name, new)
+        elif old != new:
+            raise RunError(
+                f"{self.path} began with {_short(old)} in {name}, now it is {_short(new)}; "
+                "use another --workdir, or what it began with"
+            )
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, sorted and indented, atomically."""
@@ -204,9 +230,9 @@ def _lock(path: Path) -> int:
 
 
 def _check_config(path: Path, job: str, config: Mapping[str, Any], ignore: Collection[str]) -> None:
-    """Write the config on the first run; on later ones, refuse another."""
+    """Write the config on the first run; on later ones, refuse another once there is work."""
     new = json.loads(_dump({"job": job, "config": config}))
-    if not path.exists():
+    if not _holds_work(path.parent):
         write_atomically(path, _dump(new))
         return
     try:
@@ -227,6 +253,11 @@ def _check_config(path: Path, job: str, config: Mapping[str, Any], ignore: Colle
             + (f", and {more} more" if more > 0 else "")
             + "; use another --workdir, or the old values to go on with that run"
         )
+
+
+def _holds_work(path: Path) -> bool:
+    """Whether a run got as far as rows or checkpoints: a false start may be started anew."""
+    return _size(path / _METRICS) > 0 or any((path / _CHECKPOINTS).glob("[0-9]*"))
 
 
 def _differences(old: dict[str, str], new: dict[str, str], ignore: Collection[str]) -> list[str]:
@@ -262,6 +293,10 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"JSON cannot hold {value!r}, a {type(value).__name__}")
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:120]
 
 
 def _size(path: Path) -> int:

@@ -10,6 +10,7 @@ Where the paper leaves a choice open:
 * Both passes compute in fixed point, as the text says; in the published code the clean pass under
   feature faults does not.
 * The reward is measured without dropout, on augmented held-out batches as in the published code.
+* The random crop moves in zeros of the normalized image, its mean colour, not black.
 * Every parameter decays and moves by its momentum in every step, also where the sampled
   architecture does not use it (as PyTorch does once a parameter had a gradient).
 """
@@ -29,7 +30,7 @@ from ftnas_jax.nn.hardware import Draw, Hardware
 from ftnas_jax.space import Space
 from ftnas_jax.supernet import Network, NetworkConfig
 
-_INIT, _WEIGHTS, _CONTROLLER, _CANDIDATES = range(4)  # phases, as folded into keys
+_INIT, _WEIGHTS, _CONTROLLER, _SCORE, _PROPOSE, _RANDOM = range(6)  # as folded into the root key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SearchConfig:
         network: shape of the supernet.
         hardware: number formats and faults.
         controller: the policy and how it learns.
-        seed: of every random choice.
+        seed: of every random choice, 0 to 2^32 - 1.
         epochs: passes over the training part.
         batch_size: images in a step of either kind.
         learning_rate: of SGD, at the first epoch; follows a cosine to 0, epoch by epoch.
@@ -80,9 +81,11 @@ class SearchConfig:
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it lies in [0, 2^32)")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it lies in [0, 1)")
-        if self.weight_decay < 0 or self.crop_padding < 0:
+        if not (self.weight_decay >= 0 and self.crop_padding >= 0):
             raise ValueError("weight_decay and crop_padding cannot be negative")
 
 
@@ -184,19 +187,20 @@ class Search:
             architecture: int32 [2, 2(B-2), 2].
             batches: how many held-out batches to use.
         """
-        key = jax.random.fold_in(self._root, _CANDIDATES)
+        key = jax.random.fold_in(self._root, _SCORE)
         variables = _variables(state)
         return self._run_scores(variables, self.data, key, architecture, batches=batches)
 
     def propose(self, state: SearchState, count: int) -> jax.Array:
         """`count` architectures sampled from the controller, int32 [count, 2, 2(B-2), 2]."""
-        keys = self._candidate_keys(1, count)
+        keys = jax.random.split(jax.random.fold_in(self._root, _PROPOSE), count)
         params = state.controller.params
         return jax.jit(jax.vmap(lambda k: self.controller.sample(params, k).architecture))(keys)
 
     def propose_random(self, count: int) -> jax.Array:
         """`count` uniformly random architectures, int32 [count, 2, 2(B-2), 2]."""
-        return jax.jit(jax.vmap(self.config.space.random))(self._candidate_keys(2, count))
+        keys = jax.random.split(jax.random.fold_in(self._root, _RANDOM), count)
+        return jax.jit(jax.vmap(self.config.space.random))(keys)
 
     def metrics(self, state: SearchState, epoch: int) -> dict[str, float]:
         """Means over the steps of an epoch (counted from 0) as a flat row.
@@ -240,11 +244,6 @@ class Search:
 
     def _epoch_key(self, phase: int, epoch: int) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(self._root, phase), epoch)
-
-    def _candidate_keys(self, kind: int, count: int) -> jax.Array:
-        key = jax.random.fold_in(self._root, _CANDIDATES)
-        # The kind 0 is the draws of `score`.
-        return jax.random.split(jax.random.fold_in(key, kind), count)
 
     # Weight steps
 

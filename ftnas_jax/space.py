@@ -173,7 +173,7 @@ class Space:
     def parse(self, text: str) -> Architecture:
         """Read genotype text in either style of `format`; ValueError says what is wrong."""
         cells: dict[str, Cell] = {}
-        found = re.findall(r"(\w+)\s*=\s*\[(.*?)\]", text, flags=re.DOTALL)
+        found = self._lists(text)
         names = [_cell_type(name) for name, _ in found]
         if sorted(names) != sorted(CELL_TYPES):
             raise ValueError(
@@ -185,6 +185,25 @@ class Space:
         architecture = Architecture(*(cells[name] for name in CELL_TYPES))
         self.check(architecture)
         return architecture
+
+    def _lists(self, text: str) -> list[tuple[str, str]]:
+        """(name, body) of the lists in genotype text, those of concatenated nodes checked and off.
+
+        aw_nas writes `normal_0_concat=[2, 3, 4, 5]`: every inner node, the only form we have.
+        """
+        pattern = r"(\w+)\s*=\s*\[(.*?)\]"
+        stray = re.sub(pattern, "", text, flags=re.DOTALL).replace(",", "").strip()
+        if stray:
+            raise ValueError(f"cannot read {stray[:40]!r} in the genotype")
+        lists = []
+        for name, body in re.findall(pattern, text, flags=re.DOTALL):
+            if not name.endswith("_concat"):
+                lists.append((name, body))
+            elif sorted(map(int, re.findall(r"\d+", body))) != list(range(2, self.nodes)):
+                raise ValueError(
+                    f"{name} is [{body}], but a cell's output joins the nodes 2 to {self.nodes - 1}"
+                )
+        return lists
 
     def _parse_cell(self, name: str, body: str) -> Cell:
         edge = r"\(\s*['\"](\w+)['\"]\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*\)"

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ftnas_jax.nn.cell import CellSpec, static_cell, traced_cell
+from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, hold_weights, write_features
 from ftnas_jax.nn.norm import update_running
@@ -77,9 +78,9 @@ class NetworkConfig:
         _check_at_least("cells", self.cells, 1)
         _check_at_least("num_classes", self.num_classes, 2)
         for place in self.reductions:
-            if not 0 <= place < self.cells:
+            if not isinstance(place, int) or not 0 <= place < self.cells:
                 raise ValueError(
-                    f"network.reductions names cell {place}; cells are 0 to {self.cells - 1}"
+                    f"network.reductions names cell {place!r}; cells are 0 to {self.cells - 1}"
                 )
         if list(self.reductions) != sorted(set(self.reductions)):
             raise ValueError(f"network.reductions {self.reductions} must increase")
@@ -171,6 +172,9 @@ class Network(nn.Module):
         given = self.architecture if architecture is None else architecture
         if given is None:
             raise ValueError("a supernet needs an architecture")
+        if not isinstance(given, Architecture):
+            return jnp.asarray(given)
+        self.space.check(given)
         return given
 
     def _classify(self, x: jax.Array, train: bool) -> jax.Array:
@@ -180,7 +184,8 @@ class Network(nn.Module):
         shapes = {"kernel": (pooled.shape[-1], classes), "bias": (classes,)}
         kernel = self.param("kernel", initialize, "kernel", shapes)
         bias = self.param("bias", initialize, "bias", shapes)
-        return pooled @ hold_weights(kernel, self.hardware, None) + bias[None]
+        held = hold_weights(kernel, self.hardware, None)
+        return jnp.matmul(pooled, held, precision=EXACT) + bias[None]
 
 
 class _Block(nn.Module):

@@ -292,6 +292,11 @@ def test_a_kill_at_any_time_is_resumed(tmp_path, uninterrupted):
 # The run directory
 
 
+def do_some_work(workdir) -> None:
+    with open_run(workdir) as run:
+        run.write_metrics({"epoch": 1})
+
+
 def open_run(workdir, config=CONFIG, job="search") -> RunDir:
     return RunDir(workdir, config, job=job)
 
@@ -315,21 +320,55 @@ def test_config_is_written_and_may_come_again(tmp_path):
     ],
 )
 def test_another_config_is_refused_by_the_fields_that_differ(tmp_path, change, message):
-    open_run(tmp_path).close()
+    do_some_work(tmp_path)
     with pytest.raises(RunError, match=message) as error:
         open_run(tmp_path, {**CONFIG, **change})
     assert "\n" not in str(error.value)
     open_run(tmp_path).close()  # the refusal let go of the lock
 
 
+@pytest.mark.parametrize("work", ["metrics", "checkpoint"])
+def test_either_kind_of_work_is_protected(tmp_path, work):
+    with open_run(tmp_path) as run:
+        run.write_metrics({"epoch": 1}) if work == "metrics" else run.save(1, {"n": 1})
+    with pytest.raises(RunError, match=r"search\.epochs was 100, now 1"):
+        open_run(tmp_path, {**CONFIG, "search": {"epochs": 1, "rate": 1e-4}})
+
+
+def test_a_false_start_may_be_started_anew(tmp_path):
+    with open_run(tmp_path) as run:
+        run.pin("data.json", {"sha256": "a"})
+    with open_run(tmp_path, {"epochs": 1}) as run:
+        run.pin("data.json", {"sha256": "b"})
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == {"epochs": 1}
+
+
+def test_other_data_are_refused(tmp_path):
+    with open_run(tmp_path) as run:
+        run.pin("data.json", {"sha256": "a"})
+    do_some_work(tmp_path)
+    with open_run(tmp_path) as run:
+        run.pin("data.json", {"sha256": "a"})
+        with pytest.raises(RunError, match=r'began with \{"sha256": "a"\} in data.json, now'):
+            run.pin("data.json", {"sha256": "b"})
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    with open_run(tmp_path) as run:
+        assert run.read_json("rows.json") is None
+        (tmp_path / "rows.json").write_text("[1, ")
+        with pytest.raises(RunError, match=r"rows\.json is damaged .*; remove it"):
+            run.read_json("rows.json")
+
+
 def test_where_the_data_lies_may_change(tmp_path):
-    open_run(tmp_path).close()
+    do_some_work(tmp_path)
     moved = {**CONFIG, "data": {"name": "cifar10", "data_dir": "/b", "cache_dir": "/c"}}
     open_run(tmp_path, moved).close()
 
 
 def test_another_job_is_refused(tmp_path):
-    open_run(tmp_path).close()
+    do_some_work(tmp_path)
     with pytest.raises(RunError, match="holds a search, not a train"):
         open_run(tmp_path, job="train")
 
@@ -342,6 +381,7 @@ def test_foreign_files_are_refused_and_left_alone(tmp_path):
 
 
 def test_a_broken_config_is_refused(tmp_path):
+    do_some_work(tmp_path)
     (tmp_path / "config.json").write_text('{"job": "sea')
     with pytest.raises(RunError, match="is not a run's config"):
         open_run(tmp_path)

@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+EXACT = lax.Precision.HIGHEST
+"""Matrix units that round codes to fewer bits would compute another network."""
+
 _CACHE_POSITIONS = 8192
 """Image positions that a loop over images works on at a time (CPU)."""
 
@@ -33,8 +37,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
         [B, ceil(H / stride), ceil(W / stride), O].
     """
     if kernel.shape[0] == 1:
-        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
-    return (_conv2d_cpu if _on_cpu() else conv2d_native)(x, kernel, stride)
+        x, dimensions = x[:, ::stride, ::stride], (((3,), (0,)), ((), ()))
+        return lax.dot_general(x, kernel[0, 0], dimensions, precision=EXACT)
+    return (_conv2d_cpu if on_cpu() else conv2d_native)(x, kernel, stride)
 
 
 def depthwise_conv2d(
@@ -51,11 +56,12 @@ def depthwise_conv2d(
     Returns:
         [B, ceil(H / stride), ceil(W / stride), C].
     """
-    form = _depthwise_cpu if _on_cpu() else depthwise_conv2d_native
+    form = _depthwise_cpu if on_cpu() else depthwise_conv2d_native
     return form(x, kernel, stride, dilation)
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether programs traced now will run on CPU."""
     return jax.default_backend() == "cpu"
 
 
@@ -70,6 +76,7 @@ def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilation: int = 
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_LAYOUT,
         feature_group_count=groups,
+        precision=EXACT,
     )
 
 
@@ -196,8 +203,11 @@ def in_loop(function, *xs: jax.Array) -> jax.Array:
     """`function` on a few images at a time, out of arrays that all begin with the batch.
 
     Beside keeping the data in cache, a loop keeps XLA from fusing the many slices of a window into
-    every user of them: reductions made of such slices run one number at a time.
+    every user of them: reductions made of such slices run one number at a time. Off CPU it is one
+    call on all images.
     """
+    if not on_cpu():
+        return function(*xs)
     batch = xs[0].shape[0]
     out = lax.map(lambda chunk: function(*chunk), _in_chunks(*xs))
     return out.reshape(batch, *out.shape[2:])

@@ -76,7 +76,8 @@ class FaultTable:
         return draw_maps(self.hardware, "weights", draw, shape, exposures, active)
 
     def _draw_features(self, choice, draw: Draw, shape: tuple[int, ...]) -> Maps:
-        if not self.hardware.faults_at("features") or draw.faulty is False:
+        has_sites = any(self.macs)
+        if not (has_sites and self.hardware.faults_at("features")) or draw.faulty is False:
             return None
         if isinstance(choice, int):
             return self._known_features(self.macs[choice], draw, shape)
