@@ -19,7 +19,7 @@ quickstart: $(VENV)/run.stamp
 	$(BIN)/python -m experiments.search --config configs/quickstart.py --workdir runs/quickstart
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

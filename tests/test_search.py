@@ -388,7 +388,7 @@ def test_every_architecture_meets_the_same_images_and_draws():
 
 def scores_of_batch(job, batch):
     """Accuracies on one batch, clean and with that batch's faults."""
-    key = jax.random.fold_in(job._root, search_module._CANDIDATES)
+    key = jax.random.fold_in(job._root, search_module._SCORE)
     rows = search_module._order(key, len(DATA.held_images))[batch * BATCH :][:BATCH]
     x = normalize(DATA.held_images[rows], DATA.mean, DATA.std)
     step_key = search_module._step_key(key, jnp.int32(batch))
