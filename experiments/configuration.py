@@ -13,7 +13,7 @@ from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.faults import StuckAt, parse
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import Hardware
-from ftnas_jax.search import SearchConfig
+from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Space
 from ftnas_jax.supernet import NetworkConfig
 

@@ -10,7 +10,8 @@ from scipy import stats
 
 from ftnas_jax import machine, plots
 from ftnas_jax.run import RunDir
-from ftnas_jax.search import Scores, SearchConfig
+from ftnas_jax.search import Scores
+from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture, Space
 
 CONFIDENCE = 0.95

@@ -11,7 +11,8 @@ from ftnas_jax import faults
 from ftnas_jax.controller import Controller, ControllerConfig
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
-from ftnas_jax.search import Search, SearchConfig, SearchData, SearchState
+from ftnas_jax.search import Search, SearchData, SearchState
+from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import PRIMITIVES, Architecture, Space
 from ftnas_jax.supernet import Network, NetworkConfig
 

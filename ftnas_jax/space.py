@@ -192,11 +192,12 @@ class Space:
         aw_nas writes `normal_0_concat=[2, 3, 4, 5]`: every inner node, the only form we have.
         """
         pattern = r"(\w+)\s*=\s*\[(.*?)\]"
+        found = re.findall(pattern, text, flags=re.DOTALL)
         stray = re.sub(pattern, "", text, flags=re.DOTALL).replace(",", "").strip()
-        if stray:
+        if found and stray:
             raise ValueError(f"cannot read {stray[:40]!r} in the genotype")
         lists = []
-        for name, body in re.findall(pattern, text, flags=re.DOTALL):
+        for name, body in found:
             if not name.endswith("_concat"):
                 lists.append((name, body))
             elif sorted(map(int, re.findall(r"\d+", body))) != list(range(2, self.nodes)):

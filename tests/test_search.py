@@ -21,7 +21,8 @@ from ftnas_jax.controller import ControllerConfig
 from ftnas_jax.faults import MiBB
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
-from ftnas_jax.search import Scores, Search, SearchConfig, SearchData, SearchState
+from ftnas_jax.search import Scores, Search, SearchData, SearchState
+from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture, Space
 from ftnas_jax.supernet import NetworkConfig
 

@@ -253,3 +253,17 @@ def test_random_has_uniform_marginals_over_the_papers_space():
         inputs, ops = arrays[:, cell, place].T
         assert_uniform(np.bincount(inputs, minlength=target_node(place)), FALSE_ALARM / 32)
         assert_uniform(np.bincount(ops, minlength=11), FALSE_ALARM / 32)
+
+
+def test_lists_of_concatenated_nodes_are_read_past():
+    space = Space(nodes=4)
+    text = space.format(space.first(), style="aw_nas")
+    assert space.parse(f"{text}, normal_0_concat=[2, 3], reduce_1_concat=[3, 2]") == space.first()
+    with pytest.raises(ValueError, match=r"normal_0_concat is \[3\], but .* the nodes 2 to 3"):
+        space.parse(f"{text}, normal_0_concat=[3]")
+
+
+def test_text_beside_the_cells_is_refused():
+    space = Space(nodes=3)
+    with pytest.raises(ValueError, match="cannot read 'and more' in the genotype"):
+        space.parse(space.format(space.first()) + " and more")
