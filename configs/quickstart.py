@@ -2,9 +2,9 @@
 
     python -m experiments.search --config configs/quickstart.py --workdir runs/quickstart
 
-The data set comes with scikit-learn: 8x8 handwritten digits, scaled up. Learning rates are higher
-and exploration is lower than in the paper, because the controller makes hundreds of steps here, not
-thousands; p_m is higher too, because the network has fewer multiply-accumulates to fail.
+The data set comes with scikit-learn: 8x8 handwritten digits, scaled up. The controller learns
+faster than in the paper, because it makes hundreds of steps here, not thousands; p_m is higher,
+because the network has fewer multiply-accumulates to fail.
 """
 
 from ml_collections import ConfigDict
@@ -26,8 +26,7 @@ def get_config() -> ConfigDict:
     config.network.channels = 8
     config.network.cells = 3
     config.network.reductions = (1,)
-    config.controller.learning_rate = 1e-2
-    config.controller.entropy_weight = 1e-3
+    config.controller.learning_rate = 5e-3
     config.controller.baseline_decay = 0.9
     config.candidates.sampled = 40
     config.candidates.random = 40

@@ -30,7 +30,7 @@ def write(
     run: RunDir, config: Mapping[str, Any], settings: SearchConfig, candidates: list[dict]
 ) -> None:
     """Write genotype.json, the pictures and README.md of a finished search."""
-    ranked = rank(candidates)[: config["candidates"]["top"]]
+    ranked = rank(settings.space, candidates)[: config["candidates"]["top"]]
     best = settings.space.parse(ranked[0]["genotype"])
     genotypes = {
         "best": ranked[0] | {"aw_nas": settings.space.format(best, style="aw_nas")},
@@ -50,9 +50,16 @@ def write(
     run.write_text("README.md", text)
 
 
-def rank(candidates: list[dict]) -> list[dict]:
-    """The controller's distinct candidates, best reward first; equals stay in order."""
-    distinct = {row["genotype"]: row for row in candidates if row["group"] == "controller"}
+def rank(space: Space, candidates: list[dict]) -> list[dict]:
+    """The controller's candidates, best reward first, each network once; equals stay in order.
+
+    The order of a node's two connections makes no other network, though other draws of faults: of
+    such candidates the first counts.
+    """
+    distinct: dict[Architecture, dict] = {}
+    for row in candidates:
+        if row["group"] == "controller":
+            distinct.setdefault(space.parse(row["genotype"]).canonical(), row)
     return sorted(distinct.values(), key=lambda row: -row["reward"])
 
 
@@ -185,7 +192,7 @@ _FILES = [
     "| genotype.json | the best architectures and their scores |",
     "| candidates.json | all scored architectures |",
     "| metrics.jsonl | means over each epoch |",
-    "| timing.jsonl | seconds of each epoch |",
+    "| timing.jsonl | seconds up to each checkpoint |",
     "| tensorboard/ | the metrics, as events |",
     "| checkpoints/ | the newest states |",
 ]

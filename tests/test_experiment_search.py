@@ -276,10 +276,21 @@ def candidate(group, genotype, reward):
 
 
 def test_the_ranking_is_of_distinct_candidates_of_the_controller():
+    reduction = "reduction=[('none', 0, 2), ('none', 0, 2)]"
+    texts = {
+        name: f"normal=[('{op}', 0, 2), ('conv_1x1', 1, 2)], {reduction}"
+        for name, op in zip("abcd", SPACE.primitives, strict=True)
+    }
+    swapped = texts["b"].replace(
+        "('skip_connect', 0, 2), ('conv_1x1', 1, 2)", "('conv_1x1', 1, 2), ('skip_connect', 0, 2)"
+    )
+    assert swapped != texts["b"]
     rewards = {"a": 0.2, "b": 0.5, "c": 0.5, "d": 0.9}
-    rows = [candidate("controller", name, rewards[name]) for name in "abcab"]
-    rows.append(candidate("random", "d", rewards["d"]))
-    assert [row["genotype"] for row in rank(rows)] == ["b", "c", "a"]
+    rows = [candidate("controller", texts[name], rewards[name]) for name in "abcab"]
+    rows.append(candidate("controller", swapped, 0.6))  # the network b again, with other draws
+    rows.append(candidate("random", texts["d"], rewards["d"]))
+    ranked = [row["genotype"] for row in rank(SPACE, rows)]
+    assert ranked == [texts["b"], texts["c"], texts["a"]]
 
 
 def test_the_interval_of_the_difference_is_welchs():
