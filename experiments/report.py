@@ -1,6 +1,8 @@
 """What a finished search leaves behind for its reader: genotype, pictures, README.md."""
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,10 @@ def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
     return [
         f"{method} on {config['data']['name']} under `{config['faults']}`, "
         f"{len(history)} epochs of batches of {settings.batch_size}, seed {settings.seed}.",
+        "",
+        "```",
+        f"python -m experiments.search {shlex.join(sys.argv[1:])}",
+        "```",
         "",
         f"- network: {network['cells']} cells, reductions at {list(network['reductions'])}, "
         f"{network['channels']} channels, preprocessing {network['preprocess']}",
