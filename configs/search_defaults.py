@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from ftnas_jax.space import PRIMITIVES
+
 
 def get_config() -> ConfigDict:
     """FTT-NAS on CIFAR-10 under MiBB; see `mibb.py` and `adsaf.py` for what differs."""
@@ -22,19 +24,7 @@ def get_config() -> ConfigDict:
             "augment": {"crop_padding": 4, "flip": True},
             "space": {
                 "nodes": 6,  # B
-                "primitives": (
-                    "none",
-                    "skip_connect",
-                    "avg_pool_3x3",
-                    "max_pool_3x3",
-                    "conv_1x1",
-                    "relu_conv_bn_3x3",
-                    "relu_conv_bn_5x5",
-                    "sep_conv_3x3",
-                    "sep_conv_5x5",
-                    "dil_conv_3x3",
-                    "dil_conv_5x5",
-                ),
+                "primitives": PRIMITIVES,  # operations, any of the 11
             },
             "network": {
                 "channels": 20,
