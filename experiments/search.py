@@ -83,8 +83,8 @@ class _Position:
 
 def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float) -> SearchState:
     """Algorithm 1 from the newest checkpoint on; saves at the end of every epoch and in between."""
+    _check_disk(run, jax.eval_shape(job.init))
     state = job.init()
-    _check_disk(run, state)
     state, done = run.restore(state) or (state, 0)
     position = _Position(job)
     total = job.config.epochs * position.an_epoch
@@ -112,11 +112,12 @@ def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float
     return state
 
 
-def _check_disk(run: RunDir, state: SearchState) -> None:
-    """Refuse to begin where the checkpoints will not fit."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    needed = size * (run.checkpoints.max_to_keep + 1)
-    check_space(run.path, needed, "free some, or choose another --workdir")
+def _check_disk(run: RunDir, shapes: SearchState) -> None:
+    """Refuse to begin where the checkpoints that are still to come will not fit."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    # One more than are kept: the newest is whole before the oldest goes.
+    to_come = run.checkpoints.max_to_keep + 1 - len(run.checkpoints.steps())
+    check_space(run.path, size * max(to_come, 1), "free some, or choose another --workdir")
 
 
 class _Paced:

@@ -9,12 +9,15 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from configs import quickstart
@@ -23,6 +26,7 @@ from experiments.configuration import search_config
 from experiments.report import difference, rank
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import MiBB, StuckAt
+from ftnas_jax.search import Search
 from ftnas_jax.space import PRIMITIVES, Space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -371,6 +375,20 @@ def test_bad_input_is_named_before_anything_is_compiled(tmp_path, monkeypatch, f
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_full_disk_is_named_before_anything_is_compiled(tmp_path, monkeypatch):
+    init = Search.init
+
+    def only_traced(job):
+        state = init(job)
+        assert all(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+        return state
+
+    monkeypatch.setattr(Search, "init", only_traced)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(InputError, match=r"has 1 MB of free space and needs .* --workdir"):
+        experiment.search(quickstart_with(**OVERRIDES), str(tmp_path / "run"))
 
 
 QUICKSTART = "--config=configs/quickstart.py"

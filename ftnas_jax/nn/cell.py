@@ -152,14 +152,8 @@ def _traced_forward(spec, static_faulty, params, running, inputs, cell, key, fau
     draw = Draw(key, faulty if static_faulty is None else static_faulty)
 
     def step(stacks, connection):
-        place, source, op = connection
-        edge = edge_index(source, target_node(place))
-        stats = None if running is None else running[edge, op]
-        maps = spec.draw(draw, place, source, op, stacks[0].shape[1:])
-        operands = (params, stacks, source, edge, stats, maps)
-        branches = _branches(_forward_branch, spec, stacks)
-        y, used = lax.switch(spec.choice(source, op), branches, *operands)
-        return _add_to_node(spec, stacks, target_node(place), y), used
+        y, used = _switch(_forward_branch, spec, params, running, stacks, connection, draw)
+        return _add_to_node(spec, stacks, target_node(connection[0]), y), used
 
     start = _stacks(spec, inputs)
     stacks, statistics = lax.scan(step, start, _connections(cell))
@@ -172,14 +166,9 @@ def _traced_backward(spec, static_faulty, residuals, cotangents):
     draw = Draw(key, faulty if static_faulty is None else static_faulty)
 
     def step(gradients, connection):
-        place, source, op = connection
-        edge = edge_index(source, target_node(place))
-        stats = None if running is None else running[edge, op]
-        maps = spec.draw(draw, place, source, op, stacks[0].shape[1:])
+        place, source, _ = connection
         g = _node(gradients[-1], target_node(place) - _first_node(len(stacks) - 1))
-        operands = (params, stacks, source, edge, stats, maps, g)
-        branches = _branches(_backward_branch, spec, stacks)
-        dparams, dx = lax.switch(spec.choice(source, op), branches, *operands)
+        dparams, dx = _switch(_backward_branch, spec, params, running, stacks, connection, draw, g)
         return _add_to_source(gradients, dx, source), dparams
 
     inner = cotangents[0]
@@ -209,13 +198,19 @@ def _first_node(group: int) -> int:
     return INPUT_NODES * group
 
 
-def _branches(function, spec: CellSpec, stacks):
-    """One branch for every operation on a node of every stack, in the order of `choice`."""
-    return [
-        functools.partial(function, spec, name, group)
+def _switch(branch, spec: CellSpec, params, running, stacks, connection, draw: Draw, *more):
+    """`branch` for the operation of a connection, with the parameters and faults of its edge."""
+    place, source, op = connection
+    edge = edge_index(source, target_node(place))
+    stats = None if running is None else running[edge, op]
+    maps = spec.draw(draw, place, source, op, stacks[0].shape[1:])
+    branches = [  # one for every operation on a node of every stack, in the order of `choice`
+        functools.partial(branch, spec, name, group)
         for group in range(len(stacks))
         for name in spec.space.primitives
     ]
+    operands = (params, stacks, source, edge, stats, maps, *more)
+    return lax.switch(spec.choice(source, op), branches, *operands)
 
 
 def _connections(cell: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

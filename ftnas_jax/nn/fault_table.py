@@ -27,19 +27,19 @@ class FaultTable:
         hardware: number formats and faults.
         operations: (name, stride) of each choice.
         channels: of the input.
-        features: channels of the output.
+        out_channels: of the output.
     """
 
     hardware: Hardware
     operations: tuple[tuple[str, int], ...]
     channels: int
-    features: int
+    out_channels: int
 
     @functools.cached_property
     def macs(self) -> list[list[int]]:
         """M_l of every feature site of every choice."""
         return [
-            site_macs(name, self.channels, self.features, stride=stride)
+            site_macs(name, self.channels, self.out_channels, stride=stride)
             for name, stride in self.operations
         ]
 
@@ -47,7 +47,7 @@ class FaultTable:
     def kernels(self) -> list[int]:
         """Number of weights of every choice that may fail."""
         return [
-            count_kernels(name, self.channels, self.features, stride=stride)
+            count_kernels(name, self.channels, self.out_channels, stride=stride)
             for name, stride in self.operations
         ]
 

@@ -51,16 +51,16 @@ class ConvLayer:
         """M_l: multiply-accumulates behind one feature, for an input of `channels` channels."""
         return self.kernel**2 * (1 if self.depthwise else channels)
 
-    def shapes(self, channels: int, features: int, affine: bool) -> dict[str, tuple[int, ...]]:
+    def shapes(self, channels: int, out_channels: int, affine: bool) -> dict[str, tuple[int, ...]]:
         """Shapes of the layer's parameters by name."""
         kernel = (self.kernel, self.kernel, channels)
         shapes: dict[str, tuple[int, ...]] = {
-            "kernel": kernel if self.depthwise else (*kernel, features)
+            "kernel": kernel if self.depthwise else (*kernel, out_channels)
         }
         if self.bias:
-            shapes["bias"] = (features,)
+            shapes["bias"] = (out_channels,)
         if self.norm and affine:
-            shapes |= {"scale": (features,), "offset": (features,)}
+            shapes |= {"scale": (out_channels,), "offset": (out_channels,)}
         return shapes
 
 
@@ -113,44 +113,44 @@ class FaultMaps(NamedTuple):
         return tuple(m[place, ..., :channels] for m in self.features)
 
 
-def site_macs(name: str, channels: int, features: int, *, stride: int) -> list[int]:
+def site_macs(name: str, channels: int, out_channels: int, *, stride: int) -> list[int]:
     """M_l of every site of feature faults in an operation."""
     if name == "skip_connect" and stride > 1:
         return [REDUCTION[0].macs(channels)]
-    widths = _widths(name, channels, features)
+    widths = _widths(name, channels, out_channels)
     return [layer.macs(w) for layer, w in zip(LAYERS.get(name, ()), widths, strict=False)]
 
 
-def count_kernels(name: str, channels: int, features: int, *, stride: int) -> int:
+def count_kernels(name: str, channels: int, out_channels: int, *, stride: int) -> int:
     """Number of weights of an operation that weight faults can hit."""
-    shapes = parameter_shapes(name, channels, features, stride=stride, affine=False)
+    shapes = parameter_shapes(name, channels, out_channels, stride=stride, affine=False)
     return sum(math.prod(layer["kernel"]) for layer in shapes.values() if "kernel" in layer)
 
 
 def parameter_shapes(
-    name: str, channels: int, features: int, *, stride: int, affine: bool
+    name: str, channels: int, out_channels: int, *, stride: int, affine: bool
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of an operation's parameters, by layer and name; empty where it has none."""
     if name == "skip_connect" and stride > 1:
-        halves = (features // 2, features - features // 2)
+        halves = (out_channels // 2, out_channels - out_channels // 2)
         shapes = {f"conv{i}": {"kernel": (1, 1, channels, half)} for i, half in enumerate(halves)}
-        norm = {"scale": (features,), "offset": (features,)}
+        norm = {"scale": (out_channels,), "offset": (out_channels,)}
         return shapes | ({"norm": norm} if affine else {})
-    widths = _widths(name, channels, features)
+    widths = _widths(name, channels, out_channels)
     return {
         f"conv{i}": layer.shapes(widths[i], widths[i + 1], affine)
         for i, layer in enumerate(LAYERS.get(name, ()))
     }
 
 
-def _widths(name: str, channels: int, features: int) -> list[int]:
+def _widths(name: str, channels: int, out_channels: int) -> list[int]:
     """Channels into each layer and out of the last, the one that changes their number."""
-    return [channels] * len(LAYERS.get(name, ())) + [features]
+    return [channels] * len(LAYERS.get(name, ())) + [out_channels]
 
 
-def widest_site(name: str, channels: int, features: int) -> int:
+def widest_site(name: str, channels: int, out_channels: int) -> int:
     """Most channels that a convolution of the operation puts out."""
-    return max(_widths(name, channels, features)[1:], default=features)
+    return max(_widths(name, channels, out_channels)[1:], default=out_channels)
 
 
 def initialize_primitive(
@@ -203,14 +203,14 @@ def apply_primitive(
         name: of the primitive, or of a preprocessing convolution.
         params: by layer and name, shapes as in `parameter_shapes`.
         x: [B, H, W, C] features that the hardware can represent.
-        running: [NORM_SLOTS, 2, features] statistics to normalize with, None for the batch's own.
+        running: [NORM_SLOTS, 2, C_out] statistics to normalize with, None for the batch's own.
         maps: its faults.
         stride: 1 or 2.
         hardware: number formats and faults.
         pool_norm: whether a BatchNorm stands behind pooling.
 
     Returns:
-        Features [B, H/stride, W/stride, features], again representable, and the BatchNorms'
+        Features [B, H/stride, W/stride, C_out], again representable, and the BatchNorms'
         statistics [NORM_SLOTS, 2, C], C of the widest layer, zero where unused.
     """
     if name == "none":
@@ -236,9 +236,10 @@ def _chain(name, params, x, running, maps: FaultMaps, stride, hardware):
     statistics, start = [], 0
     for i, layer in enumerate(LAYERS[name]):
         own = params[f"conv{i}"]
-        slot = None if running is None or not layer.norm else running[len(statistics)]
         width = own["kernel"].shape[-1]
-        slot = None if slot is None else slot[:, :width]
+        slot = None
+        if running is not None and layer.norm:
+            slot = running[len(statistics), :, :width]
         faults = (maps.kernel(start, own["kernel"].shape), maps.site(i, width))
         x, used = _layer(layer, own, x, slot, faults, stride if i == 0 else 1, hardware)
         statistics += [used] if layer.norm else []
