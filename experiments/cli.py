@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -27,16 +28,34 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     _DEFAULT_COMPILATION_CACHE,
     "Folder for compiled programs, so that a second start is quick; empty for none.",
 )
+_DEVICES = flags.DEFINE_integer(
+    "devices",
+    0,
+    "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as two devices, which "
+    "run the clean and the faulty pass side by side.",
+    lower_bound=0,
+)
 
 
-def run(job: Callable[[dict, str], int]) -> None:
-    """Run `job(config, workdir)`, a function that returns an exit code, from the command line."""
+def run(job: Callable[[dict, str, list[Any]], int]) -> None:
+    """Run `job(config, workdir, devices)`, which returns an exit code, from the command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with _one_line_errors():
         _read_flags(sys.argv)
         _use_compilation_cache(_COMPILATION_CACHE.value or "")
-        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "")
+        _make_cpu_devices()
+        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "", _devices())
     sys.exit(code)
+
+
+def _devices() -> list[Any]:
+    """The devices that the command line asks for."""
+    import jax
+
+    there, wanted = jax.local_devices(), _DEVICES.value
+    if wanted > len(there):
+        raise InputError(f"--devices is {wanted}, and there are {len(there)}")
+    return there[: wanted or None]
 
 
 def _read_flags(argv: list[str]) -> None:
@@ -75,6 +94,17 @@ def _use_compilation_cache(folder: str) -> None:
     with explain_os_errors(f"keep compiled programs in {path}"):
         path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def _make_cpu_devices() -> None:
+    """Before JAX first looks at its devices: a CPU of several cores as several devices."""
+    import jax
+
+    from ftnas_jax import machine
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        count = _DEVICES.value or min(2, machine.cores())
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,13 @@ _SECONDS_A_CALL = 5.0
 _CANDIDATES_FILE = "candidates.json"
 
 
-def search(config: Mapping[str, Any], workdir: str) -> int:
+def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = None) -> int:
     """Run, or go on with, the search that `config` describes in `workdir`; returns an exit code.
+
+    Args:
+        config: as in `configs/search_defaults.py`.
+        workdir: the run directory.
+        devices: to run on; by default one.
 
     Raises:
         InputError: for bad input, before anything is compiled.
@@ -39,7 +44,7 @@ def search(config: Mapping[str, Any], workdir: str) -> int:
     with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
         dataset = _load(config["data"])
         run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
-        job = _prepare(config, dataset)
+        job = _prepare(config, dataset, devices)
         state = _train(job, run, stop, config["checkpoint_minutes"])
         if not stop.requested:
             candidates = _score_candidates(job, run, stop, state, config["candidates"])
@@ -49,12 +54,12 @@ def search(config: Mapping[str, Any], workdir: str) -> int:
         return stop.exit_code
 
 
-def _prepare(config: Mapping[str, Any], dataset: data.Dataset) -> Search:
+def _prepare(config: Mapping[str, Any], dataset: data.Dataset, devices) -> Search:
     settings = search_config(config, dataset)
     parts = data.split(dataset, config["data"]["train_fraction"])
     arrays = (*parts[0], *parts[1], *dataset.mean_std())
     with as_input_error():
-        return Search(settings, SearchData(*map(jax.numpy.asarray, arrays)))
+        return Search(settings, SearchData(*map(jax.numpy.asarray, arrays)), devices)
 
 
 def _load(fields: Mapping[str, Any]) -> data.Dataset:

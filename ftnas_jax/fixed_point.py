@@ -13,6 +13,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.split_batch import Axis, largest_of_parts
+
 MIN_BITS, MAX_BITS = 2, 16
 _MAX_SHIFT = 120  # keeps 2^l and 2^-l normal float32 numbers
 
@@ -52,7 +54,7 @@ class FixedPoint:
         return -self.max_code - (self.encoding == "twos_complement")
 
 
-def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
+def fraction_length(x: jax.Array, fmt: FixedPoint, batch_axis: Axis = None) -> jax.Array:
     """The largest l for which no element of `x` overflows (minimal overflow, §5.1).
 
     An element overflows where x · 2^l, rounded half to even, is not a code. Elements that are not
@@ -62,11 +64,13 @@ def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
 
     Args:
         x: float32 of any shape, at least one element.
+        fmt: the format.
+        batch_axis: mesh axis over which `x` is split.
 
     Returns:
         int32 scalar.
     """
-    high, low = _finite_range(x)
+    high, low = _finite_range(x, batch_axis)
     _, exponent = jnp.frexp(jnp.maximum(high, -low))
     # |x| < 2^exponent, so bits - 2 - exponent fits always; two more may fit after rounding.
     base = jnp.asarray(fmt.bits - 2, jnp.int32) - exponent
@@ -80,13 +84,18 @@ def fraction_length(x: jax.Array, fmt: FixedPoint) -> jax.Array:
     return jnp.where(empty, jnp.int32(fmt.bits - 1), best)
 
 
-def _finite_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _finite_range(x: jax.Array, batch_axis: Axis) -> tuple[jax.Array, jax.Array]:
     """Largest and smallest of 0 and the finite elements."""
-    high, low = jnp.max(x, initial=0.0), jnp.min(x, initial=0.0)
+
+    def over_batch(high, low):
+        return largest_of_parts(high, batch_axis), -largest_of_parts(-low, batch_axis)
+
+    high, low = over_batch(jnp.max(x, initial=0.0), jnp.min(x, initial=0.0))
 
     def masked():
         finite = jnp.isfinite(x)
-        return jnp.max(x, initial=0.0, where=finite), jnp.min(x, initial=0.0, where=finite)
+        largest = jnp.max(x, initial=0.0, where=finite)
+        return over_batch(largest, jnp.min(x, initial=0.0, where=finite))
 
     # The mask costs four times as much as the plain reduction, and is hardly ever needed.
     return jax.lax.cond(jnp.isfinite(high) & jnp.isfinite(low), lambda: (high, low), masked)

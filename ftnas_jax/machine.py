@@ -11,10 +11,17 @@ def describe() -> str:
     """As in "AMD EPYC, 2 cores, jax 0.10.2, Python 3.11.7"; names the accelerators where any."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
-        hardware = f"{_processor()}, {os.cpu_count()} cores"
+        hardware = f"{_processor()}, {cores()} cores"
     else:
         hardware = f"{len(devices)} x {devices[0].device_kind}"
     return f"{hardware}, jax {jax.__version__}, Python {platform.python_version()}"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 Every step is a pure function of the state, the data and keys folded from (seed, phase, epoch,
 step), so how many steps one compiled call runs, and where a run was interrupted, change nothing.
+The number of devices changes only how sums are rounded.
 
 Where the paper leaves a choice open:
 
@@ -15,7 +16,9 @@ Where the paper leaves a choice open:
   architecture does not use it (as PyTorch does once a parameter had a gradient).
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +30,8 @@ from ftnas_jax.augment import normalize, random_crop, random_flip
 from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_config import SearchConfig
+from ftnas_jax.search_mesh import PASSES, SearchMesh, own_pass
+from ftnas_jax.split_batch import mean_of_parts, own_part
 from ftnas_jax.supernet import Network
 
 _INIT, _WEIGHTS, _CONTROLLER, _SCORE, _PROPOSE, _RANDOM = range(6)  # as folded into the root key
@@ -83,30 +88,35 @@ class Search:
 
     Args:
         config: what to search.
-        data: on the device.
+        data: what to search on; it is copied to every device.
+        devices: that share the work, see `ftnas_jax.search_mesh`; by default one.
 
     Raises:
-        ValueError: data and config do not fit.
+        ValueError: data, config and devices do not fit.
     """
 
-    def __init__(self, config: SearchConfig, data: SearchData):
-        self.config, self.data = config, data
-        self.network = Network(config.network, config.space, config.hardware)
+    def __init__(
+        self, config: SearchConfig, data: SearchData, devices: Sequence[Any] | None = None
+    ):
+        self.mesh = SearchMesh(devices or jax.devices()[:1], config.batch_size)
+        self.config, self.data = config, self.mesh.place(data)
+        hardware = dataclasses.replace(config.hardware, batch_axis=self.mesh.batch_axis)
+        self.network = Network(config.network, config.space, hardware)
         self.controller = Controller(config.space, config.controller)
         self.weight_steps = _steps(data.train_images, config.batch_size, "training part")
         self.controller_steps = _steps(data.held_images, config.batch_size, "held-out part")
         config.network.check_image(*data.train_images.shape[1:3])
         self._optimizer = _optimizer(config, self.weight_steps)
         self._root = jax.random.key(config.seed)
-        self._run_weights = jax.jit(self._weight_loop, donate_argnums=0)
-        self._run_controller = jax.jit(self._controller_loop, donate_argnums=0)
-        self._run_scores = jax.jit(self._score_loop, static_argnames="batches")
+        self._run_weights = self.mesh.jit(self._weight_loop, donate_argnums=0)
+        self._run_controller = self.mesh.jit(self._controller_loop, donate_argnums=0)
+        self._run_scores = self.mesh.jit(self._score_loop)
 
     # What a job calls
 
     def init(self) -> SearchState:
         """The state before the first step."""
-        return jax.jit(self._init)(jax.random.fold_in(self._root, _INIT))
+        return self.mesh.jit(self._init)(jax.random.fold_in(self._root, _INIT))
 
     def train_weights(self, state: SearchState, epoch: int, start: int, stop: int) -> SearchState:
         """Weight steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
@@ -131,8 +141,8 @@ class Search:
             batches: how many held-out batches to use.
         """
         key = jax.random.fold_in(self._root, _SCORE)
-        variables = _variables(state)
-        return self._run_scores(variables, self.data, key, architecture, batches=batches)
+        batch_numbers = np.arange(batches, dtype=np.int32)
+        return self._run_scores(_variables(state), self.data, key, architecture, batch_numbers)
 
     def propose(self, state: SearchState, count: int) -> jax.Array:
         """`count` architectures sampled from the controller, int32 [count, 2, 2(B-2), 2]."""
@@ -168,7 +178,8 @@ class Search:
         net_key, controller_key = jax.random.split(key)
         images = jnp.zeros((1, *self.data.train_images.shape[1:]), jnp.float32)
         # Any architecture makes all parameters; a known one is quickly traced.
-        variables = self.network.init(net_key, images, self.config.space.first())
+        whole = self.network.clone(hardware=self.config.hardware)
+        variables = whole.init(net_key, images, self.config.space.first())
         return SearchState(
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
@@ -221,26 +232,33 @@ class Search:
         )
 
     def _pass_loss(self, state: SearchState, x, labels, architecture, key, params, faulty):
-        """Cross entropy of one pass; also its accuracy and the BatchNorm statistics after it."""
+        """Cross entropy of one pass; also its accuracy and the BatchNorm statistics after it.
+
+        Loss and gradient are those of this device's part of the batch.
+        """
         fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
         logits, updates = self.network.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            x,
+            self._own(x),
             architecture,
             Draw(fault_key, faulty),
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
+        labels = self._own(labels)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         stats = updates.get("batch_stats", state.batch_stats)
         return loss, (_accuracy(logits, labels), stats)
 
+    def _own(self, whole: jax.Array) -> jax.Array:
+        return own_part(whole, self.mesh.batch_axis)
+
     def _pass_gradients(self, params, loss):
         """The gradient of Eq. 13, metrics, and the statistics of the first pass.
 
-        The passes run one after the other in one compiled body: half the program, and half the
-        memory of both at once.
+        The passes run in one compiled body, one after the other (half the program, and half the
+        memory of both at once) or on two halves of the devices.
         """
         passes = self._loss_passes()
         differentiate = jax.value_and_grad(loss, has_aux=True)
@@ -249,6 +267,7 @@ class Search:
             faulty, weight = one
             (value, (accuracy, stats)), gradient = differentiate(params, faulty)
             total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
+            value, accuracy = (mean_of_parts(a, self.mesh.batch_axis) for a in (value, accuracy))
             return total, (value, accuracy, stats)
 
         zero = jax.tree.map(jnp.zeros_like, params)
@@ -259,7 +278,13 @@ class Search:
         else:
             faulty, weights = zip(*passes, strict=True)
             xs = (jnp.asarray(faulty), jnp.asarray(weights, jnp.float32))
-            gradient, outputs = jax.lax.scan(add_pass, zero, xs)
+            if self.mesh.two_passes:
+                total, output = add_pass(zero, jax.tree.map(lambda x: x[own_pass()], xs))
+                gradient = jax.lax.psum(total, PASSES)
+                outputs = jax.lax.all_gather(output, PASSES)
+            else:
+                gradient, outputs = jax.lax.scan(add_pass, zero, xs)
+        gradient = jax.tree.map(lambda g: mean_of_parts(g, self.mesh.batch_axis), gradient)
         values, accuracies, stats = outputs
         metrics = {"weights/loss": jnp.dot(values, jnp.asarray([w for _, w in passes]))}
         for place, (faulty, _) in enumerate(passes):
@@ -303,16 +328,20 @@ class Search:
         """Eq. 12 on one batch. Consumes `key`."""
 
         def one_pass(faulty):
-            logits: Any = self.network.apply(variables, x, architecture, Draw(key, faulty))
-            return _accuracy(logits, labels)
+            own = self._own(x)
+            logits: Any = self.network.apply(variables, own, architecture, Draw(key, faulty))
+            return mean_of_parts(_accuracy(logits, self._own(labels)), self.mesh.batch_axis)
 
-        clean, faulty = jax.lax.map(one_pass, jnp.asarray([False, True]))
+        if self.mesh.two_passes:
+            clean, faulty = jax.lax.all_gather(one_pass(own_pass() == 1), PASSES)
+        else:
+            clean, faulty = jax.lax.map(one_pass, jnp.asarray([False, True]))
         alpha = self.config.alpha_r
         return Scores((1 - alpha) * clean + alpha * faulty, clean, faulty)
 
     # Scoring of candidates
 
-    def _score_loop(self, variables, data: SearchData, key, architecture, batches: int) -> Scores:
+    def _score_loop(self, variables, data: SearchData, key, architecture, batches) -> Scores:
         order = _order(key, len(data.held_images))
 
         def one_batch(step):
@@ -320,7 +349,7 @@ class Search:
             x = normalize(images, data.mean, data.std)
             return self._scores(variables, x, labels, architecture, _step_key(key, step))
 
-        scores = jax.lax.map(one_batch, jnp.arange(batches))
+        scores = jax.lax.map(one_batch, batches)
         return jax.tree.map(jnp.mean, scores)
 
     # Batches

@@ -29,6 +29,7 @@ from ftnas_jax.nn.primitives import (
     widest_site,
 )
 from ftnas_jax.space import Architecture, Space, edge_index, target_node
+from ftnas_jax.split_batch import own_part, whole_count
 
 PREPROCESS = ("relu_conv_bn_1x1", "relu_conv_bn_3x3", "sep_conv_3x3")
 FACTORIZED = "skip_connect"
@@ -179,13 +180,21 @@ class Network(nn.Module):
 
     def _classify(self, x: jax.Array, train: bool) -> jax.Array:
         pooled = write_features(jnp.mean(x, (1, 2)), self.hardware, None)
-        pooled = nn.Dropout(self.config.dropout, deterministic=not train)(pooled)
+        pooled = self._drop(pooled) if train else pooled
         classes = self.config.num_classes
         shapes = {"kernel": (pooled.shape[-1], classes), "bias": (classes,)}
         kernel = self.param("kernel", initialize, "kernel", shapes)
         bias = self.param("bias", initialize, "bias", shapes)
         held = hold_weights(kernel, self.hardware, None)
         return jnp.matmul(pooled, held, precision=EXACT) + bias[None]
+
+    def _drop(self, x: jax.Array) -> jax.Array:
+        rate, axis = self.config.dropout, self.hardware.batch_axis
+        if rate == 0:
+            return x
+        shape = (whole_count(x.shape[0], axis), x.shape[1])
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+        return jnp.where(own_part(kept, axis), x / (1 - rate), 0)
 
 
 class _Block(nn.Module):

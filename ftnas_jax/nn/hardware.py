@@ -23,6 +23,7 @@ from ftnas_jax.fixed_point import (
     straight_through,
     to_codes,
 )
+from ftnas_jax.split_batch import Axis, own_part, whole_count
 
 _EIGHT_BITS = FixedPoint(8, "twos_complement")
 
@@ -35,6 +36,8 @@ class Hardware:
         weights: format of weights; None leaves them in float32.
         features: format of features; None leaves them in float32.
         faults: fault models, all of which act in a faulty pass.
+        batch_axis: mesh axis over which the batch is split; ranges of features, statistics of
+            BatchNorm and fault maps are those of the whole batch.
 
     Raises:
         ValueError: faults act on codes, and the site of a model has none.
@@ -43,6 +46,7 @@ class Hardware:
     weights: FixedPoint | None = _EIGHT_BITS
     features: FixedPoint | None = _EIGHT_BITS
     faults: tuple[FaultModel, ...] = ()
+    batch_axis: Axis = None
 
     def __post_init__(self):
         for model in self.faults:
@@ -92,6 +96,9 @@ def draw_maps(
 ) -> Maps:
     """Fault maps for a tensor of `shape`; sound ones in a traced pass without faults.
 
+    Where the batch is split, every device draws the maps of all of it and keeps those of its part:
+    the faults do not depend on the number of devices.
+
     Args:
         hardware: the models.
         site: `weights` or `features`.
@@ -104,11 +111,16 @@ def draw_maps(
     if not models or draw.faulty is False:
         return None
 
+    axis = hardware.batch_axis if site == "features" else None
+    whole = (whole_count(shape[0], axis), *shape[1:])
+
     def sample():
-        return tuple(
-            model.sample(jax.random.fold_in(draw.key, place), shape, fmt, exposure)
-            for place, (model, exposure) in enumerate(zip(models, exposures, strict=True))
+        keys = [jax.random.fold_in(draw.key, place) for place in range(len(models))]
+        maps = (
+            model.sample(key, whole, fmt, exposure)
+            for model, key, exposure in zip(models, keys, exposures, strict=True)
         )
+        return tuple(own_part(m, axis) for m in maps)
 
     if draw.faulty is True and active is True:
         return sample()
@@ -129,7 +141,7 @@ def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
         float32 like `w`, quantized and with the faults of `maps`; its gradient is passed to `w` as
         it is.
     """
-    return _write(w, hardware.weights, hardware.faults_at("weights"), maps)
+    return _write(w, hardware.weights, hardware.faults_at("weights"), maps, None)
 
 
 def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
@@ -143,13 +155,14 @@ def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
     Returns:
         float32 like `f`; its gradient is passed to `f` as it is.
     """
-    return _write(f, hardware.features, hardware.faults_at("features"), maps)
+    models = hardware.faults_at("features")
+    return _write(f, hardware.features, models, maps, hardware.batch_axis)
 
 
-def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], maps: Maps):
+def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], maps: Maps, axis: Axis):
     if fmt is None:
         return x
-    length = fraction_length(jax.lax.stop_gradient(x), fmt)
+    length = fraction_length(jax.lax.stop_gradient(x), fmt, axis)
     codes = to_codes(x, length, fmt)
     if maps is not None:
         for model, fault_map in zip(models, maps, strict=True):

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.split_batch import Axis, mean_of_parts
+
 EPSILON = 1e-5
 MOMENTUM = 0.9
 """Share of the old value that a running average keeps at an update."""
@@ -13,6 +15,8 @@ def batch_norm(
     running: jax.Array | None,
     scale: jax.Array | None = None,
     offset: jax.Array | None = None,
+    *,
+    batch_axis: Axis = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Normalize every channel.
 
@@ -21,13 +25,15 @@ def batch_norm(
         running: [2, C] mean and variance to normalize with; None takes those of `x` itself.
         scale: [C] or None.
         offset: [C] or None.
+        batch_axis: mesh axis that splits the batch.
 
     Returns:
         The normalized features, and the statistics used, [2, C] (no gradient flows into them).
     """
     if running is None:
-        mean = jnp.mean(x, (0, 1, 2))
-        variance = jnp.mean(jnp.square(x - mean[None, None, None]), (0, 1, 2))
+        mean = mean_of_parts(jnp.mean(x, (0, 1, 2)), batch_axis)
+        squares = jnp.square(x - mean[None, None, None])
+        variance = mean_of_parts(jnp.mean(squares, (0, 1, 2)), batch_axis)
     else:
         mean, variance = running[0], running[1]
     factor = jax.lax.rsqrt(variance + EPSILON)

@@ -259,8 +259,14 @@ def _layer(layer: ConvLayer, params, x, running, faults: tuple[Maps, Maps], stri
         f = f + params["bias"][None, None, None]
     statistics = None
     if layer.norm:
-        f, statistics = batch_norm(f, running, params.get("scale"), params.get("offset"))
+        f, statistics = _norm(f, running, params, hardware)
     return write_features(f, hardware, faults[1]), statistics
+
+
+def _norm(f, running, params, hardware: Hardware):
+    """BatchNorm with the scale and the offset that are among `params`, if any."""
+    axis = hardware.batch_axis
+    return batch_norm(f, running, params.get("scale"), params.get("offset"), batch_axis=axis)
 
 
 def _factorized_reduction(params, x, running, maps: FaultMaps, hardware):
@@ -272,11 +278,8 @@ def _factorized_reduction(params, x, running, maps: FaultMaps, hardware):
         held = hold_weights(kernel, hardware, maps.kernel(start, kernel.shape))
         halves.append(conv2d(x[:, shift:, shift:], held, stride=2))
         start += kernel.size
-    norm = params.get("norm", {})
     slot = None if running is None else running[0]
-    f, statistics = batch_norm(
-        jnp.concatenate(halves, axis=-1), slot, norm.get("scale"), norm.get("offset")
-    )
+    f, statistics = _norm(jnp.concatenate(halves, axis=-1), slot, params.get("norm", {}), hardware)
     return write_features(f, hardware, maps.site(0, f.shape[-1])), [statistics]
 
 
@@ -284,5 +287,5 @@ def _pool(name, x, running, stride, hardware, pool_norm):
     y = POOLS[name](x, stride)
     if not pool_norm:
         return write_features(y, hardware, None), []
-    y, statistics = batch_norm(y, None if running is None else running[0])
+    y, statistics = _norm(y, None if running is None else running[0], {}, hardware)
     return write_features(y, hardware, None), [statistics]

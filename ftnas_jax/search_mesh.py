@@ -1,0 +1,70 @@
+"""The devices of a search, and how a step is shared among them.
+
+Of an even number of devices one half runs the clean pass and the other the faulty pass at the same
+time, which takes no communication until the gradients are there; within a half, or among an odd
+number, every device has a part of the batch. All else (parameters, data, the controller) is on
+every device alike.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ftnas_jax.split_batch import Axis
+
+PASSES, BATCH = "passes", "batch"
+
+
+class SearchMesh:
+    """Devices as passes times parts of the batch.
+
+    Args:
+        devices: at least one.
+        batch_size: images in a step.
+
+    Raises:
+        ValueError: the batch cannot be split evenly.
+
+    Attributes:
+        two_passes: whether the clean and the faulty pass run side by side.
+        batch_axis: mesh axis that splits the batch, or None.
+    """
+
+    def __init__(self, devices: Sequence[Any], batch_size: int):
+        self.two_passes = len(devices) % 2 == 0
+        parts = len(devices) // (1 + self.two_passes)
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size is {batch_size}; {len(devices)} devices cannot split it into {parts} "
+                f"equal parts; take a multiple of {parts}, or other devices"
+            )
+        self.batch_axis: Axis = BATCH if parts > 1 else None
+        self._mesh = Mesh(np.array(devices).reshape(-1, parts), (PASSES, BATCH))
+
+    def jit(self, function: Callable[..., Any], **options) -> Callable[..., Any]:
+        """`jax.jit` of a function that every device runs; what it returns is alike on all."""
+
+        def on_every_device(*args):
+            everywhere = PartitionSpec()
+            return jax.shard_map(
+                function,
+                mesh=self._mesh,
+                in_specs=everywhere,
+                out_specs=everywhere,
+                check_vma=False,  # the control flow of cells mixes both kinds of values
+            )(*args)
+
+        return jax.jit(on_every_device, **options)
+
+    def place(self, tree: Any) -> Any:
+        """Arrays on every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+
+def own_pass() -> jax.Array:
+    """0 on the devices of the first pass, 1 on those of the second."""
+    return lax.axis_index(PASSES)

@@ -1,0 +1,90 @@
+"""A search on several devices computes what it computes on one.
+
+Codes have 16 bits, so that a tie that two programs round differently is lost in the tolerances.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftnas_jax.controller import ControllerConfig
+from ftnas_jax.faults import MiBB, StuckAt
+from ftnas_jax.fixed_point import FixedPoint
+from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.search import Search, SearchData
+from ftnas_jax.search_config import SearchConfig
+from ftnas_jax.space import Space
+from ftnas_jax.supernet import NetworkConfig
+
+BATCH = 12  # three devices split it, and two for each pass
+CONFIG = SearchConfig(
+    space=Space(nodes=3, primitives=("skip_connect", "dil_conv_3x3", "max_pool_3x3")),
+    network=NetworkConfig(
+        num_classes=3, channels=4, cells=1, reductions=(0,), batch_norm="running", dropout=0.5
+    ),
+    hardware=Hardware(FixedPoint(16), FixedPoint(16), (MiBB(1e-2), StuckAt(0.05, 0.05))),
+    controller=ControllerConfig(hidden=8, learning_rate=0.05),
+    epochs=2,
+    batch_size=BATCH,
+    crop_padding=1,
+)
+
+
+def make_data() -> SearchData:
+    rng = np.random.default_rng(0)
+
+    def part(count):
+        images = rng.integers(0, 256, (count, 8, 8, 1), np.uint8)
+        return images, rng.integers(0, 3, count, np.int32)
+
+    arrays = (*part(3 * BATCH), *part(2 * BATCH), np.float32([0.5]), np.float32([0.3]))
+    return SearchData(*map(jnp.asarray, arrays))
+
+
+def run_on(count: int):
+    """(leaves of the initial parameters, state after steps of both kinds) on `count` devices."""
+    job = Search(CONFIG, make_data(), jax.devices()[:count])
+    state = job.init()
+    initial = leaves(state.params)
+    state = job.train_weights(state, 0, 0, 3)
+    state = job.train_controller(state, 0, 0, 2)
+    return initial, state
+
+
+def leaves(tree) -> list[np.ndarray]:
+    return list(map(np.asarray, jax.tree.leaves(tree)))
+
+
+def test_several_devices_compute_what_one_does():
+    initial, state = run_on(1)
+    moved = [np.max(np.abs(a - b)) for a, b in zip(initial, leaves(state.params), strict=True)]
+    assert max(moved) > 0.02  # a hundred times more than may differ
+    for count in (3, 4):
+        initial_here, state_here = run_on(count)
+        for a, b in zip(initial, initial_here, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for name, total in state.totals.items():
+            np.testing.assert_allclose(state_here.totals[name], total, rtol=2e-3, err_msg=name)
+        for part in ("params", "batch_stats", "controller"):
+            ours, theirs = (leaves(getattr(s, part)) for s in (state_here, state))
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-2, atol=2e-4)
+        check_copies(state_here, count)
+
+
+def check_copies(state, count: int) -> None:
+    """Every device holds the same state, bit by bit."""
+    for leaf in jax.tree.leaves(state):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == count
+        for other in copies[1:]:
+            np.testing.assert_array_equal(copies[0], other)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    config = dataclasses.replace(CONFIG, batch_size=10)
+    with pytest.raises(ValueError, match="batch_size is 10; 3 devices cannot split it into 3"):
+        Search(config, make_data(), jax.devices()[:3])
