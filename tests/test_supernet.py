@@ -20,6 +20,7 @@ from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.hardware import Draw, Hardware
+from ftnas_jax.published import W_FTT_NET
 from ftnas_jax.space import Architecture, Connection, Space, edge_index, target_node
 from ftnas_jax.supernet import Network, NetworkConfig
 
@@ -383,16 +384,6 @@ def test_dropout_acts_while_training_only():
     assert differ(logits(1, True, 0.5), logits(2, True, 0.5))
     np.testing.assert_array_equal(logits(1, False, 0.5), logits(2, False, 0.5))
     np.testing.assert_allclose(logits(1, False, 0.5), logits(1, True, 0.0), rtol=1e-4, atol=1e-5)
-
-
-W_FTT_NET = """
-    normal_0=[('relu_conv_bn_3x3', 0, 2), ('relu_conv_bn_5x5', 0, 2), ('conv_1x1', 1, 3),
-              ('dil_conv_3x3', 1, 3), ('sep_conv_3x3', 1, 4), ('sep_conv_3x3', 0, 4),
-              ('max_pool_3x3', 2, 5), ('relu_conv_bn_5x5', 1, 5)],
-    reduce_1=[('skip_connect', 0, 2), ('relu_conv_bn_5x5', 1, 2), ('dil_conv_3x3', 2, 3),
-              ('sep_conv_3x3', 0, 3), ('max_pool_3x3', 1, 4), ('conv_1x1', 3, 4),
-              ('dil_conv_3x3', 4, 5), ('skip_connect', 2, 5)]
-"""
 
 
 @pytest.mark.parametrize(
