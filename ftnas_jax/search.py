@@ -13,7 +13,8 @@ Where the paper leaves a choice open:
 * The reward is measured without dropout, on augmented held-out batches as in the published code.
 * The random crop moves in zeros of the normalized image, its mean colour, not black.
 * Every parameter decays and moves by its momentum in every step, also where the sampled
-  architecture does not use it (as PyTorch does once a parameter had a gradient).
+  architecture does not use it, as with the PyTorch of the published code. (Since PyTorch 2.0
+  `zero_grad` removes gradients in place of zeroing them, and unused parameters stand still.)
 """
 
 import dataclasses
