@@ -31,7 +31,7 @@ from ftnas_jax.augment import normalize, random_crop, random_flip
 from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_config import SearchConfig
-from ftnas_jax.search_mesh import PASSES, SearchMesh, own_pass
+from ftnas_jax.search_mesh import SearchMesh
 from ftnas_jax.split_batch import mean_of_parts, own_part
 from ftnas_jax.supernet import Network
 
@@ -109,6 +109,7 @@ class Search:
         config.network.check_image(*data.train_images.shape[1:3])
         self._optimizer = _optimizer(config, self.weight_steps)
         self._root = jax.random.key(config.seed)
+        self._run_init = self.mesh.jit(self._init)
         self._run_weights = self.mesh.jit(self._weight_loop, donate_argnums=0)
         self._run_controller = self.mesh.jit(self._controller_loop, donate_argnums=0)
         self._run_scores = self.mesh.jit(self._score_loop)
@@ -117,7 +118,7 @@ class Search:
 
     def init(self) -> SearchState:
         """The state before the first step."""
-        return self.mesh.jit(self._init)(jax.random.fold_in(self._root, _INIT))
+        return self._run_init(jax.random.fold_in(self._root, _INIT))
 
     def train_weights(self, state: SearchState, epoch: int, start: int, stop: int) -> SearchState:
         """Weight steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
@@ -179,8 +180,7 @@ class Search:
         net_key, controller_key = jax.random.split(key)
         images = jnp.zeros((1, *self.data.train_images.shape[1:]), jnp.float32)
         # Any architecture makes all parameters; a known one is quickly traced.
-        whole = self.network.clone(hardware=self.config.hardware)
-        variables = whole.init(net_key, images, self.config.space.first())
+        variables = self.network.init(net_key, images, self.config.space.first())
         return SearchState(
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
@@ -268,7 +268,7 @@ class Search:
             faulty, weight = one
             (value, (accuracy, stats)), gradient = differentiate(params, faulty)
             total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
-            value, accuracy = (mean_of_parts(a, self.mesh.batch_axis) for a in (value, accuracy))
+            value, accuracy = mean_of_parts((value, accuracy), self.mesh.batch_axis)
             return total, (value, accuracy, stats)
 
         zero = jax.tree.map(jnp.zeros_like, params)
@@ -279,13 +279,8 @@ class Search:
         else:
             faulty, weights = zip(*passes, strict=True)
             xs = (jnp.asarray(faulty), jnp.asarray(weights, jnp.float32))
-            if self.mesh.two_passes:
-                total, output = add_pass(zero, jax.tree.map(lambda x: x[own_pass()], xs))
-                gradient = jax.lax.psum(total, PASSES)
-                outputs = jax.lax.all_gather(output, PASSES)
-            else:
-                gradient, outputs = jax.lax.scan(add_pass, zero, xs)
-        gradient = jax.tree.map(lambda g: mean_of_parts(g, self.mesh.batch_axis), gradient)
+            gradient, outputs = self.mesh.scan_passes(add_pass, zero, xs)
+        gradient = mean_of_parts(gradient, self.mesh.batch_axis)
         values, accuracies, stats = outputs
         metrics = {"weights/loss": jnp.dot(values, jnp.asarray([w for _, w in passes]))}
         for place, (faulty, _) in enumerate(passes):
@@ -328,15 +323,13 @@ class Search:
     def _scores(self, variables, x, labels, architecture, key) -> Scores:
         """Eq. 12 on one batch. Consumes `key`."""
 
-        def one_pass(faulty):
+        def one_pass(nothing, faulty):
             own = self._own(x)
             logits: Any = self.network.apply(variables, own, architecture, Draw(key, faulty))
-            return mean_of_parts(_accuracy(logits, self._own(labels)), self.mesh.batch_axis)
+            accuracy = _accuracy(logits, self._own(labels))
+            return nothing, mean_of_parts(accuracy, self.mesh.batch_axis)
 
-        if self.mesh.two_passes:
-            clean, faulty = jax.lax.all_gather(one_pass(own_pass() == 1), PASSES)
-        else:
-            clean, faulty = jax.lax.map(one_pass, jnp.asarray([False, True]))
+        _, (clean, faulty) = self.mesh.scan_passes(one_pass, (), jnp.asarray([False, True]))
         alpha = self.config.alpha_r
         return Scores((1 - alpha) * clean + alpha * faulty, clean, faulty)
 

@@ -60,11 +60,23 @@ class SearchMesh:
 
         return jax.jit(on_every_device, **options)
 
+    def scan_passes(self, add_pass: Callable[..., Any], zero: Any, passes: Any) -> tuple[Any, Any]:
+        """`lax.scan` over two passes, inside of what `jit` compiles; side by side if it can be.
+
+        Args:
+            add_pass: (total, pass) → (total with something added, outputs of the pass).
+            zero: a tree of zeros, the total before the passes.
+            passes: a tree of arrays [2, ...].
+
+        Returns:
+            The total over both passes and their outputs, stacked along a new first axis.
+        """
+        if not self.two_passes:
+            return lax.scan(add_pass, zero, passes)
+        own = jax.tree.map(lambda both: both[lax.axis_index(PASSES)], passes)
+        total, outputs = add_pass(zero, own)
+        return lax.psum(total, PASSES), lax.all_gather(outputs, PASSES)
+
     def place(self, tree: Any) -> Any:
         """Arrays on every device."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
-
-
-def own_pass() -> jax.Array:
-    """0 on the devices of the first pass, 1 on those of the second."""
-    return lax.axis_index(PASSES)

@@ -3,6 +3,8 @@
 Each function takes the name of the mesh axis that splits the batch, or None where nothing does.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
 
@@ -22,8 +24,8 @@ def own_part(whole: jax.Array, axis: Axis) -> jax.Array:
     return lax.dynamic_slice_in_dim(whole, lax.axis_index(axis) * count, count)
 
 
-def mean_of_parts(own: jax.Array, axis: Axis) -> jax.Array:
-    """The mean over the whole batch of what is a mean over a part of it."""
+def mean_of_parts(own: Any, axis: Axis) -> Any:
+    """The means over the whole batch of what are means over a part of it, a tree of arrays."""
     return own if axis is None else lax.pmean(own, axis)
 
 
