@@ -5,22 +5,18 @@
 Every step samples an architecture of its own, so the spread is that of the architectures, too.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import adsaf, mibb
+from benchmarks.reporting import CONFIGS, spread, steps_parser, write_json
 from experiments.configuration import search_config
 from ftnas_jax import machine
 from ftnas_jax.data import Dataset
 from ftnas_jax.search import Search, SearchData
 
-_CONFIGS = {"mibb": mibb, "adsaf": adsaf}
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"
 
@@ -69,7 +65,7 @@ def _time_steps(call, state, steps: int):
 
 
 def _search(name: str, channels: int, batch: int) -> Search:
-    fields = _CONFIGS[name].get_config()
+    fields = CONFIGS[name].get_config()
     fields.network.channels, fields.batch_size = channels, batch
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (32 * batch, 32, 32, 3), dtype=np.uint8)
@@ -84,30 +80,19 @@ def _print(rows: list[dict]) -> None:
     print(machine.describe())
     print(f"{'workload':28} {'programs':>8} {'compile s':>9} {'s/step: median [min-max]':>26}  n")
     for row in rows:
-        times = np.array(row["step_seconds"])
-        spread = f"{np.median(times):.2f} [{times.min():.2f}-{times.max():.2f}]"
+        times = row["step_seconds"]
         print(
             f"{row['workload']:28} {row['programs']:8} {row['compile_seconds']:9.0f} "
-            f"{spread:>26}  {len(times)}"
+            f"{spread(times, 2):>26}  {len(times)}"
         )
 
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", choices=sorted(_CONFIGS), default="mibb")
-    parser.add_argument("--channels", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = steps_parser(__doc__, steps=12).parse_args()
     rows = measure(args.faults, args.channels, args.batch, args.steps)
     _print(rows)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(
-            json.dumps({"machine": machine.describe(), "rows": rows}, indent=2) + "\n"
-        )
+    write_json(args.json, machine.describe(), rows)
 
 
 if __name__ == "__main__":

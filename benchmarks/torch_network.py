@@ -25,9 +25,7 @@ from ftnas_jax.space import (
     edge_index,
     target_node,
 )
-from ftnas_jax.supernet import NetworkConfig
-
-_STEM_WIDTH = 3
+from ftnas_jax.supernet import STEM_WIDTH, NetworkConfig
 
 
 class _Node:
@@ -126,7 +124,7 @@ class SearchNetwork(nn.Module):
     def __init__(self, config: NetworkConfig, space: Space, image_channels: int):
         super().__init__()
         self.config, self.space = config, space
-        older = newer = _STEM_WIDTH * config.channels
+        older = newer = STEM_WIDTH * config.channels
         stem = operation(
             "conv_bn_3x3", image_channels, newer, stride=1, affine=True, pool_norm=False
         )

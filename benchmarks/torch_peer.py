@@ -11,11 +11,8 @@ was measured. Differences from ours:
 * Features and weights that are not finite raise an error.
 """
 
-import argparse
 import ctypes
-import json
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -24,16 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.reporting import CONFIGS, spread, steps_parser, write_json
 from benchmarks.torch_controller import Policy, Reinforce
 from benchmarks.torch_hardware import Pass, check_faults
 from benchmarks.torch_network import SearchNetwork, from_jax, to_jax, tree_path
-from configs import adsaf, mibb
 from experiments.configuration import search_config
 from ftnas_jax import machine
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture
 
-_CONFIGS = {"mibb": mibb, "adsaf": adsaf}
 _WARMUP = 8
 
 
@@ -184,7 +180,7 @@ def prepare_process(threads: int) -> None:
 
 def measure(name: str, channels: int, batch: int, steps: int) -> list[dict]:
     """One row for the weight step and one for the controller step."""
-    fields = _CONFIGS[name].get_config()
+    fields = CONFIGS[name].get_config()
     fields.network.channels, fields.batch_size = channels, batch
     config = search_config(fields.to_dict(), SimpleNamespace(num_classes=10))
     search = TorchSearch(config, np.full(3, 0.5), np.full(3, 0.25))
@@ -226,32 +222,24 @@ def _time_steps(step, steps: int) -> list[float]:
     return seconds
 
 
-def _print(rows: list[dict]) -> None:
-    print(f"{machine.describe()}, torch {torch.__version__}")
+def _print(described: str, rows: list[dict]) -> None:
+    print(described)
     print(f"{'workload':28} {'s/step: median [min-max]':>26}  n")
     for row in rows:
-        times = np.array(row["step_seconds"])
-        spread = f"{np.median(times):.3f} [{times.min():.3f}-{times.max():.3f}]"
-        print(f"{row['workload']:28} {spread:>26}  {len(times)}")
+        times = row["step_seconds"]
+        print(f"{row['workload']:28} {spread(times, 3):>26}  {len(times)}")
 
 
 def main() -> None:
     """Measure, print a table, write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--faults", choices=sorted(_CONFIGS), default="mibb")
-    parser.add_argument("--channels", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=24)
+    parser = steps_parser(__doc__, steps=24)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     prepare_process(args.threads)
     rows = measure(args.faults, args.channels, args.batch, args.steps)
-    _print(rows)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        described = f"{machine.describe()}, torch {torch.__version__}"
-        args.json.write_text(json.dumps({"machine": described, "rows": rows}, indent=2) + "\n")
+    described = f"{machine.describe()}, torch {torch.__version__}"
+    _print(described, rows)
+    write_json(args.json, described, rows)
 
 
 if __name__ == "__main__":
