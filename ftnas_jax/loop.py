@@ -21,7 +21,8 @@ class Terminator:
     """Within its `with`, SIGTERM and SIGINT (Ctrl-C) ask the loop to stop instead of killing it.
 
     The loop looks at `requested` between steps, saves, and exits with `exit_code`. A second signal
-    does what it would have done without the Terminator. Outside the main thread, where Python
+    does what it would have done without the Terminator. A signal that the process ignores, as a
+    script's background job ignores Ctrl-C, stays ignored. Outside the main thread, where Python
     allows no handlers, it does nothing.
 
     Attributes:
@@ -45,7 +46,8 @@ class Terminator:
     def __enter__(self) -> "Terminator":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_) -> None:

@@ -10,6 +10,16 @@ from rich.console import Console
 from ftnas_jax.loop import Progress, Terminator
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_a_foreground_process():
+    """Whatever this process inherited: started in the background, it would ignore Ctrl-C."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    inherited = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in inherited.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_asks_once_and_then_acts_as_before(number, code):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -28,6 +38,16 @@ def test_a_second_ctrl_c_interrupts():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Terminator() as terminator:
+        signal.raise_signal(signal.SIGINT)
+        assert not terminator.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert terminator.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_handlers_come_back_without_a_signal():
