@@ -2,8 +2,8 @@
 
     python -m experiments.search --config configs/adsaf_ft.py --workdir runs/adsaf_ft
 
-The paper's W-FT-Net-20: 91.7 % clean, 19.6 % at 8 % stuck cells (Table 5). On one device a weight
-step costs half of one of `adsaf.py`.
+The paper's W-FT-Net-20: 91.7 % clean, 19.6 % at 8 % stuck cells (Table 5). A weight step is half
+the work of one of `adsaf.py`, split among all devices.
 """
 
 from ml_collections import ConfigDict

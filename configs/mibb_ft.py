@@ -2,8 +2,8 @@
 
     python -m experiments.search --config configs/mibb_ft.py --workdir runs/mibb_ft
 
-The paper's F-FT-Net: 91.0 % clean, 10.0 % at p_m = 1e-4 (Table 4). On one device a weight step
-costs half of one of `mibb.py`.
+The paper's F-FT-Net: 91.0 % clean, 10.0 % at p_m = 1e-4 (Table 4). A weight step is half the work
+of one of `mibb.py`, split among all devices.
 """
 
 from ml_collections import ConfigDict

@@ -32,7 +32,7 @@ from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.search_mesh import SearchMesh
-from ftnas_jax.split_batch import mean_of_parts, own_part
+from ftnas_jax.split_batch import Axis, mean_of_parts, own_part
 from ftnas_jax.supernet import Network
 
 _INIT, _WEIGHTS, _CONTROLLER, _SCORE, _PROPOSE, _RANDOM = range(6)  # as folded into the root key
@@ -99,10 +99,13 @@ class Search:
     def __init__(
         self, config: SearchConfig, data: SearchData, devices: Sequence[Any] | None = None
     ):
-        self.mesh = SearchMesh(devices or jax.devices()[:1], config.batch_size)
-        self.config, self.data = config, self.mesh.place(data)
-        hardware = dataclasses.replace(config.hardware, batch_axis=self.mesh.batch_axis)
-        self.network = Network(config.network, config.space, hardware)
+        self.config = config
+        one_pass = len(self._loss_passes()) == 1
+        self.mesh = SearchMesh(devices or jax.devices()[:1], config.batch_size, one_pass)
+        self.data = self.mesh.place(data)
+        self.network = self._network(self.mesh.batch_axis)
+        self._weight_axis = self.mesh.one_pass_axis if one_pass else self.mesh.batch_axis
+        self._weight_network = self._network(self._weight_axis)
         self.controller = Controller(config.space, config.controller)
         self.weight_steps = _steps(data.train_images, config.batch_size, "training part")
         self.controller_steps = _steps(data.held_images, config.batch_size, "held-out part")
@@ -174,6 +177,11 @@ class Search:
         """The state at the start of an epoch."""
         return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
 
+    def _network(self, batch_axis: Axis) -> Network:
+        """The network in steps whose batch is split along `batch_axis`."""
+        hardware = dataclasses.replace(self.config.hardware, batch_axis=batch_axis)
+        return Network(self.config.network, self.config.space, hardware)
+
     # Initialization
 
     def _init(self, key: jax.Array) -> SearchState:
@@ -238,28 +246,25 @@ class Search:
         Loss and gradient are those of this device's part of the batch.
         """
         fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
-        logits, updates = self.network.apply(
+        logits, updates = self._weight_network.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            self._own(x),
+            own_part(x, self._weight_axis),
             architecture,
             Draw(fault_key, faulty),
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        labels = self._own(labels)
+        labels = own_part(labels, self._weight_axis)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         stats = updates.get("batch_stats", state.batch_stats)
         return loss, (_accuracy(logits, labels), stats)
 
-    def _own(self, whole: jax.Array) -> jax.Array:
-        return own_part(whole, self.mesh.batch_axis)
-
     def _pass_gradients(self, params, loss):
         """The gradient of Eq. 13, metrics, and the statistics of the first pass.
 
-        The passes run in one compiled body, one after the other (half the program, and half the
-        memory of both at once) or on two halves of the devices.
+        Two passes run in one compiled body, one after the other (half the program, and half the
+        memory of both at once) or on two halves of the devices; a single one runs on all devices.
         """
         passes = self._loss_passes()
         differentiate = jax.value_and_grad(loss, has_aux=True)
@@ -268,7 +273,7 @@ class Search:
             faulty, weight = one
             (value, (accuracy, stats)), gradient = differentiate(params, faulty)
             total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
-            value, accuracy = mean_of_parts((value, accuracy), self.mesh.batch_axis)
+            value, accuracy = mean_of_parts((value, accuracy), self._weight_axis)
             return total, (value, accuracy, stats)
 
         zero = jax.tree.map(jnp.zeros_like, params)
@@ -280,7 +285,7 @@ class Search:
             faulty, weights = zip(*passes, strict=True)
             xs = (jnp.asarray(faulty), jnp.asarray(weights, jnp.float32))
             gradient, outputs = self.mesh.scan_passes(add_pass, zero, xs)
-        gradient = mean_of_parts(gradient, self.mesh.batch_axis)
+        gradient = mean_of_parts(gradient, self._weight_axis)
         values, accuracies, stats = outputs
         metrics = {"weights/loss": jnp.dot(values, jnp.asarray([w for _, w in passes]))}
         for place, (faulty, _) in enumerate(passes):
@@ -323,11 +328,13 @@ class Search:
     def _scores(self, variables, x, labels, architecture, key) -> Scores:
         """Eq. 12 on one batch. Consumes `key`."""
 
+        axis = self.mesh.batch_axis
+
         def one_pass(nothing, faulty):
-            own = self._own(x)
+            own = own_part(x, axis)
             logits: Any = self.network.apply(variables, own, architecture, Draw(key, faulty))
-            accuracy = _accuracy(logits, self._own(labels))
-            return nothing, mean_of_parts(accuracy, self.mesh.batch_axis)
+            accuracy = _accuracy(logits, own_part(labels, axis))
+            return nothing, mean_of_parts(accuracy, axis)
 
         _, (clean, faulty) = self.mesh.scan_passes(one_pass, (), jnp.asarray([False, True]))
         alpha = self.config.alpha_r

@@ -2,8 +2,9 @@
 
 Of an even number of devices one half runs the clean pass and the other the faulty pass at the same
 time, which takes no communication until the gradients are there; within a half, or among an odd
-number, every device has a part of the batch. All else (parameters, data, the controller) is on
-every device alike.
+number, every device has a part of the batch. A step of one pass only, as the weight steps of
+FT-NAS, splits the batch among all devices. All else (parameters, data, the controller) is on every
+device alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,24 +26,28 @@ class SearchMesh:
     Args:
         devices: at least one.
         batch_size: images in a step.
+        one_pass: whether some steps run one pass only.
 
     Raises:
         ValueError: the batch cannot be split evenly.
 
     Attributes:
         two_passes: whether the clean and the faulty pass run side by side.
-        batch_axis: mesh axis that splits the batch, or None.
+        batch_axis: mesh axis that splits the batch of two passes, or None.
+        one_pass_axis: mesh axes that split the batch of a step of one pass, or None.
     """
 
-    def __init__(self, devices: Sequence[Any], batch_size: int):
+    def __init__(self, devices: Sequence[Any], batch_size: int, one_pass: bool = False):
         self.two_passes = len(devices) % 2 == 0
         parts = len(devices) // (1 + self.two_passes)
-        if batch_size % parts:
+        most = len(devices) if one_pass else parts
+        if batch_size % most:
             raise ValueError(
-                f"batch_size is {batch_size}; {len(devices)} devices cannot split it into {parts} "
-                f"equal parts; take a multiple of {parts}, or other devices"
+                f"batch_size is {batch_size}; {len(devices)} devices cannot split it into {most} "
+                f"equal parts; take a multiple of {most}, or other devices"
             )
         self.batch_axis: Axis = BATCH if parts > 1 else None
+        self.one_pass_axis: Axis = (PASSES, BATCH) if len(devices) > 1 else None
         self._mesh = Mesh(np.array(devices).reshape(-1, parts), (PASSES, BATCH))
 
     def jit(self, function: Callable[..., Any], **options) -> Callable[..., Any]:

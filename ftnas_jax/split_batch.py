@@ -1,6 +1,7 @@
 """A batch that is split over devices: statistics and random draws are those of the whole of it.
 
-Each function takes the name of the mesh axis that splits the batch, or None where nothing does.
+Each function takes the mesh axis that splits the batch (its name, or the names of several axes that
+split it together), or None where nothing does.
 """
 
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from jax import lax
 
-Axis = str | None
+Axis = str | tuple[str, ...] | None
 
 
 def whole_count(count: int, axis: Axis) -> int:

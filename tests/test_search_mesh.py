@@ -17,9 +17,9 @@ from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.search import Search, SearchData
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Space
-from ftnas_jax.supernet import NetworkConfig
+from ftnas_jax.supernet import Network, NetworkConfig
 
-BATCH = 12  # three devices split it, and two for each pass
+BATCH = 12  # three devices split it, and four, and two for each pass
 CONFIG = SearchConfig(
     space=Space(nodes=3, primitives=("skip_connect", "dil_conv_3x3", "max_pool_3x3")),
     network=NetworkConfig(
@@ -44,13 +44,15 @@ def make_data() -> SearchData:
     return SearchData(*map(jnp.asarray, arrays))
 
 
-def run_on(count: int):
-    """(leaves of the initial parameters, state after steps of both kinds) on `count` devices."""
-    job = Search(CONFIG, make_data(), jax.devices()[:count])
+def run_on(count: int, alpha_l: float):
+    """(leaves of the initial parameters, state after some steps) on `count` devices."""
+    config = dataclasses.replace(CONFIG, alpha_l=alpha_l)
+    job = Search(config, make_data(), jax.devices()[:count])
     state = job.init()
     initial = leaves(state.params)
     state = job.train_weights(state, 0, 0, 3)
-    state = job.train_controller(state, 0, 0, 2)
+    if alpha_l == CONFIG.alpha_l:  # it changes no controller step
+        state = job.train_controller(state, 0, 0, 2)
     return initial, state
 
 
@@ -58,12 +60,15 @@ def leaves(tree) -> list[np.ndarray]:
     return list(map(np.asarray, jax.tree.leaves(tree)))
 
 
-def test_several_devices_compute_what_one_does():
-    initial, state = run_on(1)
+@pytest.mark.parametrize(
+    ("alpha_l", "counts"), [(0.5, (3, 4)), (0.0, (2, 4)), (1.0, (4,))], ids=["both", "FT", "faulty"]
+)
+def test_several_devices_compute_what_one_does(alpha_l, counts):
+    initial, state = run_on(1, alpha_l)
     moved = [np.max(np.abs(a - b)) for a, b in zip(initial, leaves(state.params), strict=True)]
     assert max(moved) > 0.02  # a hundred times more than may differ
-    for count in (3, 4):
-        initial_here, state_here = run_on(count)
+    for count in counts:
+        initial_here, state_here = run_on(count, alpha_l)
         for a, b in zip(initial, initial_here, strict=True):
             np.testing.assert_array_equal(a, b)
         for name, total in state.totals.items():
@@ -84,7 +89,28 @@ def check_copies(state, count: int) -> None:
             np.testing.assert_array_equal(copies[0], other)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused():
-    config = dataclasses.replace(CONFIG, batch_size=10)
-    with pytest.raises(ValueError, match="batch_size is 10; 3 devices cannot split it into 3"):
-        Search(config, make_data(), jax.devices()[:3])
+@pytest.mark.parametrize(("alpha_l", "count"), [(0.5, 3), (0.0, 4), (1.0, 4)])
+def test_a_batch_that_devices_cannot_share_is_refused(alpha_l, count):
+    config = dataclasses.replace(CONFIG, batch_size=10, alpha_l=alpha_l)
+    message = f"batch_size is 10; {count} devices cannot split it into {count}"
+    with pytest.raises(ValueError, match=message) as error:
+        Search(config, make_data(), jax.devices()[:count])
+    assert "\n" not in str(error.value)
+
+
+def test_every_device_computes_a_part_of_a_single_pass(monkeypatch):
+    seen = []
+    apply = Network.apply
+
+    def spy(network, variables, x, *args, **kwargs):
+        seen.append(len(x))
+        return apply(network, variables, x, *args, **kwargs)
+
+    monkeypatch.setattr(Network, "apply", spy)
+    config = dataclasses.replace(CONFIG, alpha_l=0.0)
+    job = Search(config, make_data(), jax.devices()[:4])
+    state = jax.eval_shape(job.init)
+    jax.eval_shape(lambda s: job.train_weights(s, 0, 0, 1), state)
+    assert seen == [BATCH // 4]
+    jax.eval_shape(lambda s: job.train_controller(s, 0, 0, 1), state)
+    assert seen == [BATCH // 4, BATCH // 2]

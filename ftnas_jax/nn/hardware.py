@@ -36,8 +36,8 @@ class Hardware:
         weights: format of weights; None leaves them in float32.
         features: format of features; None leaves them in float32.
         faults: fault models, all of which act in a faulty pass.
-        batch_axis: mesh axis over which the batch is split; ranges of features, statistics of
-            BatchNorm and fault maps are those of the whole batch.
+        batch_axis: mesh axis, or axes, over which the batch is split; ranges of features,
+            statistics of BatchNorm and fault maps are those of the whole batch.
 
     Raises:
         ValueError: faults act on codes, and the site of a model has none.
