@@ -12,7 +12,7 @@ from scipy import stats
 
 from ftnas_jax import machine, plots
 from ftnas_jax.run import RunDir
-from ftnas_jax.search import Scores
+from ftnas_jax.search import Scores, Search
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture, Space
 
@@ -28,10 +28,9 @@ def candidate_row(space: Space, group: str, architecture: np.ndarray, scores: Sc
     }
 
 
-def write(
-    run: RunDir, config: Mapping[str, Any], settings: SearchConfig, candidates: list[dict]
-) -> None:
+def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[dict]) -> None:
     """Write genotype.json, the pictures and README.md of a finished search."""
+    settings = job.config
     ranked = rank(settings.space, candidates)[: config["candidates"]["top"]]
     best = settings.space.parse(ranked[0]["genotype"])
     genotypes = {
@@ -48,7 +47,8 @@ def write(
     rewards = {group: values for group, values in rewards.items() if len(values)}
     plots.save_figure(plots.draw_candidates(rewards), path / "candidates")
     seconds = _seconds(path / "timing.jsonl")
-    text = _readme(path, config, settings, candidates, ranked, history, seconds)
+    time = f"{_duration(seconds)} of training on {machine.describe(job.mesh.devices)}"
+    text = _readme(path, config, settings, candidates, ranked, history, time)
     run.write_text("README.md", text)
 
 
@@ -87,13 +87,13 @@ def _seconds(path: Path) -> float:
     return sum(row["seconds"] for row in rows)
 
 
-def _readme(path, config, settings: SearchConfig, candidates, ranked, history, seconds) -> str:
+def _readme(path, config, settings: SearchConfig, candidates, ranked, history, time: str) -> str:
     best = ranked[0]
     return "\n".join(
         [
             f"# Search {path.name}",
             "",
-            *_what_it_was(config, settings, history, seconds),
+            *_what_it_was(config, settings, history, time),
             "",
             "## What it found",
             "",
@@ -119,7 +119,7 @@ def _readme(path, config, settings: SearchConfig, candidates, ranked, history, s
     )
 
 
-def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
+def _what_it_was(config, settings: SearchConfig, history, time: str) -> list[str]:
     network, quantization = config["network"], config["quantization"]
     space = settings.space
     method = "FTT-NAS" if settings.alpha_l > 0 else "FT-NAS"
@@ -139,7 +139,7 @@ def _what_it_was(config, settings: SearchConfig, history, seconds) -> list[str]:
         f"reward: {1 - settings.alpha_r:g} clean + {settings.alpha_r:g} faulty",
         f"- fixed point: weights of {quantization['weight_bits']} bits in "
         f"{quantization['weight_encoding']}, features of {quantization['feature_bits']} bits",
-        f"- time: {_duration(seconds)} of training on {machine.describe()}",
+        f"- time: {time}",
         "",
         "Every field is in [config.json](config.json).",
     ]

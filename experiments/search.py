@@ -49,7 +49,7 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
         if not stop.requested:
             candidates = _score_candidates(job, run, stop, state, config["candidates"])
         if not stop.requested:
-            report.write(run, config, job.config, candidates)
+            report.write(run, config, job, candidates)
             print(f"\nresults: {run.path / 'README.md'}")
         return stop.exit_code
 

@@ -2,18 +2,26 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 
-def describe() -> str:
-    """As in "AMD EPYC, 2 cores, jax 0.10.2, Python 3.11.7"; names the accelerators where any."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        hardware = f"{_processor()}, {cores()} cores"
+def describe(devices: Sequence[Any] | None = None) -> str:
+    """As in "AMD EPYC, 2 cores as 2 devices, jax 0.10.2, Python 3.11.7"; names accelerators.
+
+    Args:
+        devices: of the job, where it was given any; by default all that there are.
+    """
+    there = devices or jax.devices()
+    if there[0].platform == "cpu":
+        hardware = f"{_processor()}, {_count(cores(), 'core')}"
+        if devices and (cores(), len(devices)) != (1, 1):
+            hardware += f" as {_count(len(devices), 'device')}"
     else:
-        hardware = f"{len(devices)} x {devices[0].device_kind}"
+        hardware = f"{len(there)} x {there[0].device_kind}"
     return f"{hardware}, jax {jax.__version__}, Python {platform.python_version()}"
 
 
@@ -22,6 +30,10 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not everywhere
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
 def _processor() -> str:

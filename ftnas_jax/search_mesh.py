@@ -32,12 +32,14 @@ class SearchMesh:
         ValueError: the batch cannot be split evenly.
 
     Attributes:
+        devices: that share the work.
         two_passes: whether the clean and the faulty pass run side by side.
         batch_axis: mesh axis that splits the batch of two passes, or None.
         one_pass_axis: mesh axes that split the batch of a step of one pass, or None.
     """
 
     def __init__(self, devices: Sequence[Any], batch_size: int, one_pass: bool = False):
+        self.devices = list(devices)
         self.two_passes = len(devices) % 2 == 0
         parts = len(devices) // (1 + self.two_passes)
         most = len(devices) if one_pass else parts
