@@ -32,7 +32,7 @@ _DEVICES = flags.DEFINE_integer(
     "devices",
     0,
     "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as two devices, which "
-    "run the clean and the faulty pass side by side.",
+    "run the clean and the faulty pass side by side. A CPU has as many as it has cores.",
     lower_bound=0,
 )
 
@@ -103,7 +103,7 @@ def _make_cpu_devices() -> None:
     from ftnas_jax import machine
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        count = _DEVICES.value or min(2, machine.cores())
+        count = min(_DEVICES.value or 2, machine.cores())
         jax.config.update("jax_num_cpu_devices", count)
 
 

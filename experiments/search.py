@@ -18,7 +18,7 @@ from ftnas_jax.data_io import check_space
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator
 from ftnas_jax.run import RunDir
-from ftnas_jax.search import Search, SearchData, SearchState
+from ftnas_jax.search import Search, SearchData, SearchState, make_mesh
 
 _MAY_CHANGE = ("data.data_dir", "data.cache_dir", "checkpoint_minutes")
 """Fields that change no result, so that a run may go on with other values."""
@@ -40,7 +40,9 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
     Raises:
         InputError: for bad input, before anything is compiled.
     """
-    search_config(config)  # before the directory or any data are touched
+    settings = search_config(config)  # before the directory or any data are touched
+    with as_input_error():
+        make_mesh(settings, devices)
     with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
         dataset = _load(config["data"])
         run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})

@@ -99,13 +99,10 @@ class Search:
     def __init__(
         self, config: SearchConfig, data: SearchData, devices: Sequence[Any] | None = None
     ):
-        self.config = config
-        one_pass = len(self._loss_passes()) == 1
-        self.mesh = SearchMesh(devices or jax.devices()[:1], config.batch_size, one_pass)
-        self.data = self.mesh.place(data)
+        self.mesh = make_mesh(config, devices)
+        self.config, self.data = config, self.mesh.place(data)
         self.network = self._network(self.mesh.batch_axis)
-        self._weight_axis = self.mesh.one_pass_axis if one_pass else self.mesh.batch_axis
-        self._weight_network = self._network(self._weight_axis)
+        self._weight_network = self._network(self.mesh.weights_axis)
         self.controller = Controller(config.space, config.controller)
         self.weight_steps = _steps(data.train_images, config.batch_size, "training part")
         self.controller_steps = _steps(data.held_images, config.batch_size, "held-out part")
@@ -199,7 +196,7 @@ class Search:
 
     def _metric_names(self) -> list[str]:
         names = ["weights/loss", "weights/gradient_norm"]
-        for faulty, _ in self._loss_passes():
+        for faulty, _ in _loss_passes(self.config):
             suffix = "faulty" if faulty else "clean"
             names += [f"weights/loss_{suffix}", f"weights/accuracy_{suffix}"]
         names += [f"controller/accuracy_{suffix}" for suffix in ("clean", "faulty")]
@@ -209,11 +206,6 @@ class Search:
         return jax.random.fold_in(jax.random.fold_in(self._root, phase), epoch)
 
     # Weight steps
-
-    def _loss_passes(self) -> list[tuple[bool, float]]:
-        """(faulty, weight in Eq. 13) of the passes that count."""
-        alpha = self.config.alpha_l
-        return [(faulty, w) for faulty, w in ((False, 1 - alpha), (True, alpha)) if w > 0]
 
     def _weight_loop(self, state, data: SearchData, key, start, stop):
         order = _order(key, len(data.train_images))
@@ -248,14 +240,14 @@ class Search:
         fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
         logits, updates = self._weight_network.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            own_part(x, self._weight_axis),
+            own_part(x, self.mesh.weights_axis),
             architecture,
             Draw(fault_key, faulty),
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
-        labels = own_part(labels, self._weight_axis)
+        labels = own_part(labels, self.mesh.weights_axis)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         stats = updates.get("batch_stats", state.batch_stats)
         return loss, (_accuracy(logits, labels), stats)
@@ -266,14 +258,14 @@ class Search:
         Two passes run in one compiled body, one after the other (half the program, and half the
         memory of both at once) or on two halves of the devices; a single one runs on all devices.
         """
-        passes = self._loss_passes()
+        passes = _loss_passes(self.config)
         differentiate = jax.value_and_grad(loss, has_aux=True)
 
         def add_pass(total, one):
             faulty, weight = one
             (value, (accuracy, stats)), gradient = differentiate(params, faulty)
             total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
-            value, accuracy = mean_of_parts((value, accuracy), self._weight_axis)
+            value, accuracy = mean_of_parts((value, accuracy), self.mesh.weights_axis)
             return total, (value, accuracy, stats)
 
         zero = jax.tree.map(jnp.zeros_like, params)
@@ -285,7 +277,7 @@ class Search:
             faulty, weights = zip(*passes, strict=True)
             xs = (jnp.asarray(faulty), jnp.asarray(weights, jnp.float32))
             gradient, outputs = self.mesh.scan_passes(add_pass, zero, xs)
-        gradient = mean_of_parts(gradient, self._weight_axis)
+        gradient = mean_of_parts(gradient, self.mesh.weights_axis)
         values, accuracies, stats = outputs
         metrics = {"weights/loss": jnp.dot(values, jnp.asarray([w for _, w in passes]))}
         for place, (faulty, _) in enumerate(passes):
@@ -365,6 +357,18 @@ class Search:
         x = normalize(images, data.mean, data.std)
         x = random_crop(crop_key, x, self.config.crop_padding)
         return random_flip(flip_key, x) if self.config.flip else x
+
+
+def make_mesh(config: SearchConfig, devices: Sequence[Any] | None = None) -> SearchMesh:
+    """How `devices`, by default one, share a search; ValueError where they cannot."""
+    one_pass = len(_loss_passes(config)) == 1
+    return SearchMesh(devices or jax.devices()[:1], config.batch_size, one_pass)
+
+
+def _loss_passes(config: SearchConfig) -> list[tuple[bool, float]]:
+    """(faulty, weight in Eq. 13) of the passes that count."""
+    alpha = config.alpha_l
+    return [(faulty, w) for faulty, w in ((False, 1 - alpha), (True, alpha)) if w > 0]
 
 
 def _steps(images, batch_size: int, part: str) -> int:

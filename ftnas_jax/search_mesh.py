@@ -26,7 +26,7 @@ class SearchMesh:
     Args:
         devices: at least one.
         batch_size: images in a step.
-        one_pass: whether some steps run one pass only.
+        one_pass: whether weight steps run one pass only.
 
     Raises:
         ValueError: the batch cannot be split evenly.
@@ -35,7 +35,7 @@ class SearchMesh:
         devices: that share the work.
         two_passes: whether the clean and the faulty pass run side by side.
         batch_axis: mesh axis that splits the batch of two passes, or None.
-        one_pass_axis: mesh axes that split the batch of a step of one pass, or None.
+        weights_axis: mesh axis, or axes, that split the batch of a weight step, or None.
     """
 
     def __init__(self, devices: Sequence[Any], batch_size: int, one_pass: bool = False):
@@ -49,7 +49,8 @@ class SearchMesh:
                 f"equal parts; take a multiple of {most}, or other devices"
             )
         self.batch_axis: Axis = BATCH if parts > 1 else None
-        self.one_pass_axis: Axis = (PASSES, BATCH) if len(devices) > 1 else None
+        all_axes = (PASSES, BATCH) if len(devices) > 1 else None
+        self.weights_axis: Axis = all_axes if one_pass else self.batch_axis
         self._mesh = Mesh(np.array(devices).reshape(-1, parts), (PASSES, BATCH))
 
     def jit(self, function: Callable[..., Any], **options) -> Callable[..., Any]:

@@ -391,6 +391,12 @@ def test_a_full_disk_is_named_before_anything_is_compiled(tmp_path, monkeypatch)
         experiment.search(quickstart_with(**OVERRIDES), str(tmp_path / "run"))
 
 
+def test_devices_that_cannot_share_a_batch_are_named_before_the_directory_is_made(tmp_path):
+    with pytest.raises(InputError, match="batch_size is 32; 3 devices cannot split it"):
+        experiment.search(quickstart_with(), str(tmp_path / "run"), jax.devices()[:3])
+    assert not (tmp_path / "run").exists()
+
+
 QUICKSTART = "--config=configs/quickstart.py"
 MISTAKES = {
     "a rate": ([QUICKSTART, "--config.faults=mibb:p_m=2"], "p_m is 2.0; a rate lies in"),
@@ -403,6 +409,8 @@ MISTAKES = {
         ["--config=configs/none.py"],
         "No such file or directory: 'configs/none.py'",
     ),
+    "too many devices": ([QUICKSTART, "--devices=99999"], "--devices is 99999, and there are "),
+    "less than no device": ([QUICKSTART, "--devices=-1"], "--devices=-1"),
     "no workdir": ([QUICKSTART, "--workdir="], "name a run directory"),
 }
 
