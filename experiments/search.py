@@ -100,6 +100,8 @@ def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float
     with Progress(total, start=done, title="search") as progress:
         if done:
             progress.log(f"going on in epoch {done // position.an_epoch + 1}, after {done} steps")
+        if done < total:
+            run.remove(_CANDIDATES_FILE)  # its scores are of weights that this run has lost
         while done < total and not stop.requested:
             epoch, phase, first, end = position.next_phase(done)
             state, steps = calls[phase](state, epoch, first, end)

@@ -173,6 +173,12 @@ class RunDir:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)
 
+    def remove(self, name: str) -> None:
+        """Remove the file `name`, if it is there."""
+        path = self.path / name
+        with explain_os_errors(f"remove {path}"):
+            path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Finish the files and let another process in. Also done by the end of a `with`."""
         if self._writer is not None:

@@ -169,6 +169,9 @@ def test_kills_signals_and_damage_change_no_byte_of_the_result(runs, finished):
     # The newest checkpoint is damaged: the one before it is used, and the last epoch repeated.
     assert steps_saved(workdir)[-2:] == [(EPOCHS - 1) * STEPS, EPOCHS * STEPS]
     os.truncate(workdir / "checkpoints" / str(EPOCHS * STEPS) / "about.json", 10)
+    scored = json.loads((workdir / "candidates.json").read_text())
+    scored[0]["reward"] = 2.0  # as of other weights
+    (workdir / "candidates.json").write_text(json.dumps(scored))
     job = runs.start(workdir)
     assert job.wait() == 0, job.stderr
     assert "is damaged" in job.stderr
