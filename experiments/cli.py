@@ -1,12 +1,14 @@
 """What every experiment's main does: read flags, report bad input in one line, exit with a code.
 
-Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n with all work saved.
+Exit codes: 0 done, 2 bad input, 128 + n stopped by signal n with all work saved. Where no work is
+done yet, and at a second signal, the process dies of the signal itself; shells count alike.
 """
 
 import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,12 +42,19 @@ _DEVICES = flags.DEFINE_integer(
 def run(job: Callable[[dict, str, list[Any]], int]) -> None:
     """Run `job(config, workdir, devices)`, which returns an exit code, from the command line."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    _let_ctrl_c_end_at_once()
     with _one_line_errors():
         _read_flags(sys.argv)
         _use_compilation_cache(_COMPILATION_CACHE.value or "")
         _make_cpu_devices()
         code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "", _devices())
     sys.exit(code)
+
+
+def _let_ctrl_c_end_at_once() -> None:
+    """Python's own handler would wait for compiled code to return, and then print a traceback."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it may be ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _devices() -> list[Any]:

@@ -16,7 +16,7 @@ from experiments.configuration import search_config
 from ftnas_jax import data
 from ftnas_jax.data_io import check_space
 from ftnas_jax.errors import InputError, as_input_error
-from ftnas_jax.loop import Progress, Terminator
+from ftnas_jax.loop import Progress, Terminator, attentive
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Search, SearchData, SearchState, make_mesh
 
@@ -43,17 +43,21 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
     settings = search_config(config)  # before the directory or any data are touched
     with as_input_error():
         make_mesh(settings, devices)
-    with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run, Terminator() as stop:
+    with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run:
         dataset = _load(config["data"])
         run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
         job = _prepare(config, dataset, devices)
-        state = _train(job, run, stop, config["checkpoint_minutes"])
-        if not stop.requested:
-            candidates = _score_candidates(job, run, stop, state, config["candidates"])
-        if not stop.requested:
-            report.write(run, config, job, candidates)
-            print(f"\nresults: {run.path / 'README.md'}")
-        return stop.exit_code
+        _check_disk(run, jax.eval_shape(job.init))
+        Progress(0).log("compiling the search ...")
+        job.compile(_batches(job, config["candidates"]))
+        with Terminator() as stop:  # until here nothing would be lost
+            state = _train(job, run, stop, config["checkpoint_minutes"])
+            if not stop.requested:
+                candidates = _score_candidates(job, run, stop, state, config["candidates"])
+            if not stop.requested:
+                report.write(run, config, job, candidates)
+                print(f"\nresults: {run.path / 'README.md'}")
+            return stop.exit_code
 
 
 def _prepare(config: Mapping[str, Any], dataset: data.Dataset, devices) -> Search:
@@ -90,14 +94,14 @@ class _Position:
 
 def _train(job: Search, run: RunDir, stop: Terminator, checkpoint_minutes: float) -> SearchState:
     """Algorithm 1 from the newest checkpoint on; saves at the end of every epoch and in between."""
-    _check_disk(run, jax.eval_shape(job.init))
     state = job.init()
     state, done = run.restore(state) or (state, 0)
     position = _Position(job)
     total = job.config.epochs * position.an_epoch
     calls = (_Paced(job.train_weights), _Paced(job.train_controller))
     saved, reward = time.monotonic(), "-"
-    with Progress(total, start=done, title="search") as progress:
+    with Progress(total, title="search") as progress:
+        progress.update(done)
         if done:
             progress.log(f"going on in epoch {done // position.an_epoch + 1}, after {done} steps")
         if done < total:
@@ -135,18 +139,20 @@ class _Paced:
     def __init__(self, call: Callable[..., SearchState]):
         self._call = call
         self._steps = 1
-        self._compiled = False
 
     def __call__(self, state: SearchState, epoch: int, first: int, end: int):
         """(state, steps made)."""
         steps = min(self._steps, end - first)
         began = time.monotonic()
-        state = jax.block_until_ready(self._call(state, epoch, first, first + steps))
+        state = _finished(self._call, state, epoch, first, first + steps)
         seconds = (time.monotonic() - began) / steps
-        if self._compiled:  # the first call also compiles
-            self._steps = max(1, min(4 * steps, int(_SECONDS_A_CALL / seconds)))
-        self._compiled = True
+        self._steps = max(1, min(4 * steps, int(_SECONDS_A_CALL / seconds)))
         return state, steps
+
+
+def _finished(call: Callable[..., Any], *args: Any) -> Any:
+    """What a compiled call returns, when it is there; signals are attended to meanwhile."""
+    return attentive(lambda: jax.block_until_ready(call(*args)))
 
 
 def _end_epoch(job: Search, run: RunDir, state: SearchState, epoch: int) -> dict:
@@ -183,16 +189,21 @@ def _score_candidates(job: Search, run: RunDir, stop: Terminator, state, fields)
     }
     todo = [(group, np.asarray(a)) for group, many in groups.items() for a in many]
     rows = run.read_json(_CANDIDATES_FILE) or []
-    batches = min(fields["batches"], job.controller_steps)
-    with Progress(len(todo), start=len(rows), title="candidates") as progress:
+    with Progress(len(todo), title="candidates") as progress:
+        progress.update(len(rows))
         for group, architecture in todo[len(rows) :]:
             if stop.requested:
                 break
-            scores = job.score(state, jax.numpy.asarray(architecture), batches)
+            scores = _finished(job.score, state, architecture, _batches(job, fields))
             rows.append(report.candidate_row(job.config.space, group, architecture, scores))
             run.write_json(_CANDIDATES_FILE, rows)
             progress.update(len(rows), reward=rows[-1]["reward"])
     return rows
+
+
+def _batches(job: Search, fields: Mapping[str, Any]) -> int:
+    """Held-out batches that every candidate is scored on."""
+    return min(fields["batches"], job.controller_steps)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """What the loop of a long job needs from outside: to be told to stop, and to be watched."""
 
+import contextlib
 import signal
+import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,14 +20,28 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+_STOPPING = "stopping after this call, saving; a second signal stops at once"
+
+Result = TypeVar("Result")
+
+
+def attentive(call: Callable[..., Result], *args: Any) -> Result:
+    """`call(*args)` in another thread, so that this one, the main thread, attends to signals.
+
+    Python looks at signals in its main thread alone, and compiled code keeps it from that.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call, *args).result()
+
 
 class Terminator:
     """Within its `with`, SIGTERM and SIGINT (Ctrl-C) ask the loop to stop instead of killing it.
 
-    The loop looks at `requested` between steps, saves, and exits with `exit_code`. A second signal
-    does what it would have done without the Terminator. A signal that the process ignores, as a
-    script's background job ignores Ctrl-C, stays ignored. Outside the main thread, where Python
-    allows no handlers, it does nothing.
+    It says on stderr that it was asked. The loop looks at `requested` between steps, saves, and
+    exits with `exit_code`; it makes its steps by `attentive`. A second signal does what it would
+    have done without the Terminator. A signal that the process ignores, as a script's background
+    job ignores Ctrl-C, stays ignored. Outside the main thread, where Python allows no handlers, it
+    does nothing.
 
     Attributes:
         signal: the signal that came, or None.
@@ -56,6 +74,9 @@ class Terminator:
     def _handle(self, number: int, _frame: Any) -> None:
         self.signal = number
         self._put_back()
+        # Whoever listened may be gone, which must not keep the loop from saving.
+        with contextlib.suppress(OSError, RuntimeError):
+            print(_STOPPING, file=sys.stderr, flush=True)
 
     def _put_back(self) -> None:
         while self._previous:
@@ -69,13 +90,10 @@ class Progress:
 
     Args:
         total: steps of the whole job.
-        start: steps done before, by the run that is resumed.
         title: the word in front, as in "search".
     """
 
-    def __init__(
-        self, total: int, *, start: int = 0, title: str = "", console: Console | None = None
-    ):
+    def __init__(self, total: int, *, title: str = "", console: Console | None = None):
         self._console = console or Console()
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
@@ -87,12 +105,13 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, completed=start, values="")
+        self._task = self._bar.add_task(title, total=total, values="")
 
     def update(self, step: int, **values: Any) -> None:
         """Move the bar to `step` of the total; show `values`, as in `epoch="3/100", reward=0.71`.
 
-        Numbers are shown with four digits. Values stay until the next update that names any.
+        Numbers are shown with four digits. Values stay until the next update that names any. The
+        first update tells where the job begins, for its speed.
         """
         self._bar.update(self._task, completed=step)
         if values:

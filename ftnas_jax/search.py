@@ -20,6 +20,7 @@ Where the paper leaves a choice open:
 import dataclasses
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftnas_jax import machine
 from ftnas_jax.augment import normalize, random_crop, random_flip
 from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
@@ -115,6 +117,27 @@ class Search:
         self._run_scores = self.mesh.jit(self._score_loop)
 
     # What a job calls
+
+    def compile(self, batches: int) -> None:
+        """Compile all programs, side by side; without this, each is compiled at its first call.
+
+        Args:
+            batches: how many held-out batches each `score` will use.
+        """
+        state = self.mesh.described(jax.eval_shape(self.init))
+        key, step, numbers = self._root, np.int32(0), np.arange(batches, dtype=np.int32)
+        first = self.config.space.first().to_array()
+        calls = (
+            (self._run_init, key),
+            (self._run_weights, state, self.data, key, step, step),
+            (self._run_controller, state, self.data, key, step, step),
+            (self._run_scores, _variables(state), self.data, key, first, numbers),
+        )
+        with ThreadPoolExecutor(machine.cores()) as pool:
+            # XLA holds no lock of Python's: while it compiles one program the next is traced here.
+            compiling = [pool.submit(run.lower(*args).compile) for run, *args in calls]
+        for program in compiling:
+            program.result()
 
     def init(self) -> SearchState:
         """The state before the first step."""

@@ -52,6 +52,7 @@ class SearchMesh:
         all_axes = (PASSES, BATCH) if len(devices) > 1 else None
         self.weights_axis: Axis = all_axes if one_pass else self.batch_axis
         self._mesh = Mesh(np.array(devices).reshape(-1, parts), (PASSES, BATCH))
+        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
 
     def jit(self, function: Callable[..., Any], **options) -> Callable[..., Any]:
         """`jax.jit` of a function that every device runs; what it returns is alike on all."""
@@ -87,4 +88,10 @@ class SearchMesh:
 
     def place(self, tree: Any) -> Any:
         """Arrays on every device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+        return jax.device_put(tree, self._everywhere)
+
+    def described(self, shapes: Any) -> Any:
+        """The shapes of arrays, as of arrays on every device."""
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self._everywhere), shapes
+        )

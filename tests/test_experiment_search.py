@@ -51,6 +51,11 @@ RESULTS = ("metrics.jsonl", "candidates.json", "genotype.json")
 """Files that must not depend on how often a run was interrupted."""
 
 
+def heed_ctrl_c() -> None:
+    """Where the tests run in the background of a script they ignore it, and so would a search."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Job:
     """One process of the main job; its output goes to files, so it is no terminal."""
 
@@ -61,7 +66,7 @@ class Job:
         with open(logs / "stdout", "wb") as out, open(logs / "stderr", "wb") as err:
             command = [sys.executable, "-m", "experiments.search", *flags]
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=out, stderr=err, env=environment
+                command, cwd=ROOT, stdout=out, stderr=err, env=environment, preexec_fn=heed_ctrl_c
             )
 
     @property
@@ -99,7 +104,8 @@ class Runs:
         self.folder = folder
         self._count = 0
 
-    def start(self, workdir: Path, **changes) -> Job:
+    def start(self, workdir: Path, *flags: str, **changes) -> Job:
+        """A search with `changes` of fields (__ for a dot) and more flags."""
         fields = OVERRIDES | {name.replace("__", "."): value for name, value in changes.items()}
         self._count += 1
         return Job(
@@ -107,6 +113,7 @@ class Runs:
             f"--workdir={workdir}",
             f"--compilation_cache={self.folder / 'programs'}",
             *(f"--config.{name}={value}" for name, value in fields.items()),
+            *flags,
             logs=self.folder / f"logs{self._count}",
         )
 
@@ -156,6 +163,7 @@ def test_kills_signals_and_damage_change_no_byte_of_the_result(runs, finished):
     job = runs.start(workdir, checkpoint_minutes=60.0)
     job.wait_until(lambda: "going on" in job.stdout)
     assert job.stop(signal.SIGTERM) == 128 + signal.SIGTERM, job.stderr
+    assert "stopping after this call, saving" in job.stderr
     assert f"after {killed_at} steps" in job.stdout
     assert newest_step(workdir) == killed_at + 1
     assert not (workdir / "genotype.json").exists()
@@ -179,6 +187,18 @@ def test_kills_signals_and_damage_change_no_byte_of_the_result(runs, finished):
 
     for name in RESULTS:
         assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_ends_at_once_and_silently(runs, number):
+    workdir = runs.folder / f"ended by {number}"
+    job = runs.start(workdir, "--compilation_cache=")
+    job.wait_until(lambda: "compiling" in job.stdout)
+    began = time.monotonic()
+    assert job.stop(number) == -number
+    assert time.monotonic() - began < 2  # compilation takes longer
+    assert job.stderr == ""
+    assert newest_step(workdir) == -1
 
 
 # The run directory
@@ -259,7 +279,8 @@ def test_the_readme_tells_what_was_found(finished):
 
 def test_without_a_terminal_there_are_only_lines(finished):
     workdir, job = finished
-    *epochs, empty, last = job.stdout.splitlines()
+    compiling, *epochs, empty, last = job.stdout.splitlines()
+    assert compiling == "compiling the search ..."
     assert len(epochs) == EPOCHS
     for number, line in enumerate(epochs, 1):
         assert line.startswith(f"epoch {number}: loss ")

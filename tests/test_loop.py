@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ftnas_jax.loop import Progress, Terminator
+from ftnas_jax.loop import Progress, Terminator, attentive
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,41 @@ def test_a_signal_asks_once_and_then_acts_as_before(number, code):
         assert terminator.exit_code == code
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("stderr", [None, "closed pipe"])
+def test_a_signal_is_answered_while_compiled_code_runs(capsys, monkeypatch, stderr):
+    if stderr:
+        monkeypatch.setattr("sys.stderr", ClosedPipe())
+    answered = threading.Event()
+
+    def compiled_code():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return answered.wait(60)
+
+    class Answering(Terminator):
+        def _handle(self, number, frame):
+            super()._handle(number, frame)
+            answered.set()
+
+    with Answering() as terminator:
+        assert attentive(compiled_code)
+    assert terminator.exit_code == 143
+    line = "" if stderr else "stopping after this call, saving; a second signal stops at once\n"
+    assert capsys.readouterr().err == line
+
+
+class ClosedPipe(io.StringIO):
+    """Where whoever listened is gone."""
+
+    def write(self, _):
+        raise BrokenPipeError
+
+
+def test_what_a_call_returns_and_raises_comes_through():
+    assert attentive(divmod, 7, 4) == (1, 3)
+    with pytest.raises(ZeroDivisionError):
+        attentive(divmod, 7, 0)
 
 
 def test_a_second_ctrl_c_interrupts():
@@ -73,7 +108,8 @@ def test_in_another_thread_it_does_nothing():
 def watch(terminal: bool) -> str:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=120)
-    with Progress(10, start=4, title="search", console=console) as progress:
+    with Progress(10, title="search", console=console) as progress:
+        progress.update(4)
         progress.update(5, epoch="1/2", reward=np.float32(0.71239))
         progress.log("epoch 1  [reward] 0.7124")
     return screen.getvalue()

@@ -103,16 +103,21 @@ def all_equal(left, right) -> bool:
 # Programs
 
 
-def test_steps_are_traced_once_whatever_they_sample(job, initial):
-    state = copy(initial)
-    for epoch in range(2):
-        for start, stop in ((0, 1), (1, WEIGHT_STEPS)):
-            state = job.train_weights(state, epoch, start, stop)
-        for start, stop in ((0, 2), (2, CONTROLLER_STEPS)):
-            state = job.train_controller(state, epoch, start, stop)
-        state = job.reset_totals(state)
-    for architecture in job.propose_random(3):
-        job.score(state, architecture, 1)
+def test_programs_are_compiled_ahead_and_once_whatever_they_sample(job, initial, caplog):
+    with jax.log_compiles():
+        job.compile(1)
+        assert "on_every_device" in caplog.text
+        caplog.clear()
+        state = copy(initial)
+        for epoch in range(2):
+            for start, stop in ((0, 1), (1, WEIGHT_STEPS)):
+                state = job.train_weights(state, epoch, start, stop)
+            for start, stop in ((0, 2), (2, CONTROLLER_STEPS)):
+                state = job.train_controller(state, epoch, start, stop)
+            state = job.reset_totals(state)
+        for architecture in job.propose_random(3):
+            job.score(state, architecture, 1)
+    assert "on_every_device" not in caplog.text
     programs = (job._run_weights, job._run_controller, job._run_scores)
     assert [program._cache_size() for program in programs] == [1, 1, 1]
 
