@@ -58,7 +58,13 @@ def get_config() -> ConfigDict:
                 "alpha_r": 0.5,  # Eq. 12
             },
             # At the end: architectures from the controller and random ones, scored alike.
-            "candidates": {"sampled": 50, "random": 50, "batches": 16, "top": 5},
+            "candidates": {
+                "sampled": 50,
+                "random": 50,
+                "genotypes": "",  # a text file of more, or another run's genotype.json
+                "batches": 16,
+                "top": 5,
+            },
             "checkpoint_minutes": 10.0,
         }
     )

@@ -18,9 +18,12 @@ from ftnas_jax.space import Architecture, Space
 
 CONFIDENCE = 0.95
 
+GROUPS = ("controller", "random", "given")
+"""Where candidates come from; `given` ones are the user's, of `candidates.genotypes`."""
+
 
 def candidate_row(space: Space, group: str, architecture: np.ndarray, scores: Scores) -> dict:
-    """One row of candidates.json; `group` is `controller` or `random`."""
+    """One row of candidates.json; `group` is one of `GROUPS`."""
     return {
         "group": group,
         "genotype": space.format(Architecture.from_array(architecture)),
@@ -43,7 +46,7 @@ def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[
     title = f"{path.name}: reward {ranked[0]['reward']:.3f}"
     plots.save_figure(plots.draw_cells(settings.space, best, title=title), path / "cells")
     plots.save_figure(plots.draw_search(history), path / "search")
-    rewards = {group: rewards_of(candidates, group) for group in ("controller", "random")}
+    rewards = {group: rewards_of(candidates, group) for group in GROUPS}
     rewards = {group: values for group, values in rewards.items() if len(values)}
     plots.save_figure(plots.draw_candidates(rewards), path / "candidates")
     seconds = _seconds(path / "timing.jsonl")
@@ -170,11 +173,12 @@ def _comparison(candidates: list[dict]) -> list[str]:
         "| architectures | n | mean reward | standard deviation | best |",
         "|---|---|---|---|---|",
     ]
-    for group in ("controller", "random"):
+    for group in GROUPS:
         values = rewards_of(candidates, group)
-        if len(values) > 1:
+        if len(values):
+            deviation = f"{values.std(ddof=1):.3f}" if len(values) > 1 else "-"
             lines.append(
-                f"| {group} | {len(values)} | {values.mean():.3f} | {values.std(ddof=1):.3f} "
+                f"| {group} | {len(values)} | {values.mean():.3f} | {deviation} "
                 f"| {values.max():.3f} |"
             )
     result = difference(candidates)

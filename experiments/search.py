@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli, report
+from experiments import cli, genotypes, report
 from experiments.configuration import search_config
 from ftnas_jax import data
 from ftnas_jax.data_io import check_space
@@ -19,6 +19,7 @@ from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator, attentive
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Search, SearchData, SearchState, make_mesh
+from ftnas_jax.space import Architecture
 
 _MAY_CHANGE = ("data.data_dir", "data.cache_dir", "checkpoint_minutes")
 """Fields that change no result, so that a run may go on with other values."""
@@ -43,9 +44,13 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
     settings = search_config(config)  # before the directory or any data are touched
     with as_input_error():
         make_mesh(settings, devices)
+    path = config["candidates"]["genotypes"]
+    given = genotypes.read(path, settings.space) if path else []
     with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run:
         dataset = _load(config["data"])
         run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
+        if given:
+            run.pin("given.json", [settings.space.format(a) for a in given])
         job = _prepare(config, dataset, devices)
         _check_disk(run, jax.eval_shape(job.init))
         Progress(0).log("compiling the search ...")
@@ -53,7 +58,7 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
         with Terminator() as stop:  # until here nothing would be lost
             state = _train(job, run, stop, config["checkpoint_minutes"])
             if not stop.requested:
-                candidates = _score_candidates(job, run, stop, state, config["candidates"])
+                candidates = _score_candidates(job, run, stop, state, given, config["candidates"])
             if not stop.requested:
                 report.write(run, config, job, candidates)
                 print(f"\nresults: {run.path / 'README.md'}")
@@ -178,7 +183,9 @@ def _line(row: Mapping[str, float]) -> str:
     )
 
 
-def _score_candidates(job: Search, run: RunDir, stop: Terminator, state, fields) -> list[dict]:
+def _score_candidates(
+    job: Search, run: RunDir, stop: Terminator, state, given: list[Architecture], fields
+) -> list[dict]:
     """The last line of Algorithm 1, with a choice: candidates on common images and fault maps.
 
     Every score is written as soon as it is there; a run that goes on begins behind the last one.
@@ -186,6 +193,7 @@ def _score_candidates(job: Search, run: RunDir, stop: Terminator, state, fields)
     groups = {
         "controller": job.propose(state, fields["sampled"]),
         "random": job.propose_random(fields["random"]),
+        "given": [architecture.to_array() for architecture in given],
     }
     todo = [(group, np.asarray(a)) for group, many in groups.items() for a in many]
     rows = run.read_json(_CANDIDATES_FILE) or []

@@ -51,11 +51,6 @@ RESULTS = ("metrics.jsonl", "candidates.json", "genotype.json")
 """Files that must not depend on how often a run was interrupted."""
 
 
-def heed_ctrl_c() -> None:
-    """Where the tests run in the background of a script they ignore it, and so would a search."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Job:
     """One process of the main job; its output goes to files, so it is no terminal."""
 
@@ -66,7 +61,7 @@ class Job:
         with open(logs / "stdout", "wb") as out, open(logs / "stderr", "wb") as err:
             command = [sys.executable, "-m", "experiments.search", *flags]
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=out, stderr=err, env=environment, preexec_fn=heed_ctrl_c
+                command, cwd=ROOT, stdout=out, stderr=err, env=environment
             )
 
     @property
@@ -189,6 +184,15 @@ def test_kills_signals_and_damage_change_no_byte_of_the_result(runs, finished):
         assert (workdir / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
+@pytest.fixture
+def heeded_ctrl_c():
+    """Tests in the background of a script would ignore it, and so would the jobs they start."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step_ends_at_once_and_silently(runs, number):
     workdir = runs.folder / f"ended by {number}"
@@ -296,6 +300,41 @@ def test_another_config_in_the_same_place_is_refused(runs, finished):
     assert "weights.learning_rate was 0.05, now 0.1" in line
 
 
+# Architectures of the user's
+
+
+ALIKE = "[('skip_connect', 0, 2), ('none', 1, 2)]"
+GIVEN = f"normal={ALIKE}, reduction={ALIKE}"
+
+
+def test_given_architectures_are_scored_and_pinned_and_one_device_is_enough(runs):
+    workdir, path = runs.folder / "given", runs.folder / "mine.txt"
+    path.write_text(f"# two of mine\n{GIVEN}\n{GIVEN}\n")
+    fields = {
+        "epochs": 1,
+        "space__primitives": ("none", "skip_connect"),
+        "candidates__sampled": 2,
+        "candidates__random": 0,
+        "candidates__genotypes": path,
+    }
+    job = runs.start(workdir, "--devices=1", **fields)
+    assert job.wait() == 0, job.stderr
+    *others, first, second = json.loads((workdir / "candidates.json").read_text())
+    assert [row["group"] for row in others] == ["controller"] * 2
+    assert first == second
+    assert (first["group"], first["genotype"]) == ("given", GIVEN)
+    report = (workdir / "README.md").read_text()
+    assert f"| given | 2 | {first['reward']:.3f} | 0.000 |" in report
+    assert " as 2 devices" not in report
+
+    path.write_text(GIVEN)
+    job = runs.start(workdir, "--devices=1", **fields)
+    assert job.wait() == 2
+    (line,) = job.stderr.splitlines()
+    assert "began with" in line
+    assert "given.json" in line
+
+
 # The report's choices
 
 
@@ -389,6 +428,7 @@ def never(*_):
         ({"candidates.random": -1}, "candidates.random is -1"),
         ({"candidates.batches": 0}, "candidates.batches is 0"),
         ({"candidates.top": 0}, "candidates.top is 0"),
+        ({"candidates.genotypes": "no/file"}, "candidates.genotypes: cannot read no/file"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_compiled(tmp_path, monkeypatch, fields, message):
@@ -432,6 +472,10 @@ MISTAKES = {
     "no such config": (
         ["--config=configs/none.py"],
         "No such file or directory: 'configs/none.py'",
+    ),
+    "a genotype": (
+        [QUICKSTART, "--config.candidates.genotypes=README.md"],
+        "candidates.genotypes: README.md, genotype 1: ",
     ),
     "too many devices": ([QUICKSTART, "--devices=99999"], "--devices is 99999, and there are "),
     "less than no device": ([QUICKSTART, "--devices=-1"], "--devices=-1"),
