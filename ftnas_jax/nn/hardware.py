@@ -7,6 +7,9 @@ Weights are quantized per tensor. Features are quantized, per tensor and batch, 
 writes them back: the input image, every convolution after the BatchNorm that is folded into it and
 before the activation, pooled features, and the sum at every node of a cell. Only convolution
 outputs are sites of feature faults; the logits stay in the accumulators of the classifier.
+
+Biases, those of conv_1x1 and of the classifier, stay in float32: they are added in the wide
+accumulators, before features are quantized. The paper does not say how it holds them.
 """
 
 import dataclasses
