@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test peer lint clean
 
 $(VENV)/run.stamp: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it as in make PYTHON=python3.12")'
@@ -15,11 +15,18 @@ $(VENV)/test.stamp: $(VENV)/run.stamp requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
+$(VENV)/peer.stamp: $(VENV)/test.stamp requirements-benchmarks.txt
+	$(BIN)/pip install --quiet -r requirements-benchmarks.txt
+	touch $@
+
 quickstart: $(VENV)/run.stamp
 	$(BIN)/python -m experiments.search --config configs/quickstart.py --workdir runs/quickstart
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+peer: $(VENV)/peer.stamp
+	$(BIN)/python -m pytest tests/test_torch_peer.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
