@@ -47,14 +47,9 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
     path = config["candidates"]["genotypes"]
     given = genotypes.read(path, settings.space) if path else []
     with RunDir(workdir, config, job="search", ignore=_MAY_CHANGE) as run:
-        dataset = _load(config["data"])
-        run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
         if given:
             run.pin("given.json", [settings.space.format(a) for a in given])
-        job = _prepare(config, dataset, devices)
-        _check_disk(run, jax.eval_shape(job.init))
-        Progress(0).log("compiling the search ...")
-        job.compile(_batches(job, config["candidates"]))
+        job = _prepare(config, run, devices)
         with Terminator() as stop:  # until here nothing would be lost
             state = _train(job, run, stop, config["checkpoint_minutes"])
             if not stop.requested:
@@ -65,12 +60,19 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
             return stop.exit_code
 
 
-def _prepare(config: Mapping[str, Any], dataset: data.Dataset, devices) -> Search:
+def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Search:
+    """The search on its data, checked and then compiled."""
+    dataset = _load(config["data"])
+    run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
     settings = search_config(config, dataset)
     parts = data.split(dataset, config["data"]["train_fraction"])
     arrays = (*parts[0], *parts[1], *dataset.mean_std())
     with as_input_error():
-        return Search(settings, SearchData(*map(jax.numpy.asarray, arrays)), devices)
+        job = Search(settings, SearchData(*map(jax.numpy.asarray, arrays)), devices)
+    _check_disk(run, jax.eval_shape(job.init))
+    Progress(0).log("compiling the search ...")
+    job.compile(_batches(job, config["candidates"]))
+    return job
 
 
 def _load(fields: Mapping[str, Any]) -> data.Dataset:
