@@ -70,16 +70,31 @@ def fraction_length(x: jax.Array, fmt: FixedPoint, batch_axis: Axis = None) -> j
     Returns:
         int32 scalar.
     """
-    high, low = _finite_range(x, batch_axis)
+    return length_for_range(*_finite_range(x, batch_axis), fmt)
+
+
+def length_for_range(high: jax.Array, low: jax.Array, fmt: FixedPoint) -> jax.Array:
+    """The `fraction_length` of a tensor that reaches from `low` to `high`.
+
+    Args:
+        high: float32, finite, at least 0.
+        low: float32 like `high`, finite, at most 0.
+        fmt: the format.
+
+    Returns:
+        int32 like `high`.
+    """
     _, exponent = jnp.frexp(jnp.maximum(high, -low))
     # |x| < 2^exponent, so bits - 2 - exponent fits always; two more may fit after rounding.
     base = jnp.asarray(fmt.bits - 2, jnp.int32) - exponent
     lowest = max(-_MAX_SHIFT, fmt.bits - 128)  # code · 2^-l stays a finite float32
-    candidates = jnp.clip(base + jnp.arange(3, dtype=jnp.int32), lowest, _MAX_SHIFT)
-    fits = (jnp.round(jnp.ldexp(high, candidates)) <= fmt.max_code) & (
-        jnp.round(jnp.ldexp(low, candidates)) >= fmt.min_code
-    )
-    best = jnp.max(jnp.where(fits, candidates, candidates[0]))
+    best = jnp.clip(base, lowest, _MAX_SHIFT)
+    for more in (1, 2):
+        candidate = jnp.clip(base + more, lowest, _MAX_SHIFT)
+        fits = (jnp.round(jnp.ldexp(high, candidate)) <= fmt.max_code) & (
+            jnp.round(jnp.ldexp(low, candidate)) >= fmt.min_code
+        )
+        best = jnp.where(fits, candidate, best)
     empty = (high == 0) & (low == 0)
     return jnp.where(empty, jnp.int32(fmt.bits - 1), best)
 
@@ -114,14 +129,14 @@ def to_codes(x: jax.Array, length: jax.Array, fmt: FixedPoint) -> jax.Array:
     Returns:
         int32 [...].
     """
-    scaled = jnp.round(x * _power_of_two(length))
+    scaled = jnp.round(x * power_of_two(length))
     scaled = jnp.where(jnp.isnan(scaled), 0.0, scaled)
     return jnp.clip(scaled, fmt.min_code, fmt.max_code).astype(jnp.int32)
 
 
 def from_codes(codes: jax.Array, length: jax.Array) -> jax.Array:
     """The float32 values codes · 2^-l, exact."""
-    return codes.astype(jnp.float32) * _power_of_two(-length)
+    return codes.astype(jnp.float32) * power_of_two(-length)
 
 
 def saturate(codes: jax.Array, fmt: FixedPoint) -> jax.Array:
@@ -155,5 +170,6 @@ def _straight_through_jvp(primals, tangents):
     return primals[1], tangents[0]
 
 
-def _power_of_two(exponent: jax.Array) -> jax.Array:
+def power_of_two(exponent: jax.Array) -> jax.Array:
+    """float32 2^exponent of an int32, exact where it is a normal number."""
     return jnp.ldexp(jnp.float32(1.0), jnp.asarray(exponent, jnp.int32))

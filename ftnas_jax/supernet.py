@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.nn.cell import CellSpec, static_cell, traced_cell
+from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, hold_weights, write_features
@@ -28,6 +28,7 @@ from ftnas_jax.nn.primitives import (
     parameter_shapes,
     widest_site,
 )
+from ftnas_jax.nn.traced_cell import traced_cell
 from ftnas_jax.space import Architecture, Space, edge_index, target_node
 from ftnas_jax.split_batch import own_part, whole_count
 

@@ -329,6 +329,7 @@ def test_multiply_accumulates_of_preprocessing_and_stem():
     assert site_macs("conv_bn_3x3", 3, 60, stride=1) == [27]
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class AddSteps:
     """A fault model whose map is the number of steps by which each code changes."""

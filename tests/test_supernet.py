@@ -317,6 +317,7 @@ def test_weight_faults_hit_every_convolution_and_nothing_else():
         assert np.array_equal(before, after) == convolution, jax.tree_util.keystr(path)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Recorder:
     """A feature fault model that changes nothing and notes M_l and shape of every site."""

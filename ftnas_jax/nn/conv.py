@@ -158,12 +158,19 @@ _depthwise_cpu.defvjp(_depthwise_cpu_forward, _depthwise_cpu_backward)
 def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, k: int, dilation: int) -> jax.Array:
     """[k, k, C]: for every tap the sum over positions of the shifted x times g."""
     padded = _pad(x, k, dilation)
+    batch, height, width, channels = x.shape
+    taps = [(i * dilation, j * dilation) for i in range(k) for j in range(k)]
 
-    def tap(place):
-        start = (0, place // k * dilation, place % k * dilation, 0)
-        return jnp.sum(lax.dynamic_slice(padded, start, x.shape) * g, (0, 1, 2))
+    def tap(start):
+        # Row by row: a product of all rows, or a reduction by XLA, would be stored on the way.
+        rows = [
+            lax.dynamic_slice(padded, (0, start[0] + i, start[1], 0), (batch, 1, width, channels))
+            for i in range(height)
+        ]
+        return functools.reduce(jnp.add, [row[:, 0] * g[:, i] for i, row in enumerate(rows)])
 
-    return lax.map(tap, jnp.arange(k * k)).reshape(k, k, x.shape[-1])
+    by_tap = lax.map(tap, jnp.asarray(taps, jnp.int32))
+    return jnp.sum(by_tap, (1, 2)).reshape(k, k, channels)
 
 
 # Shared by convolutions and pooling on CPU

@@ -23,6 +23,7 @@ from ftnas_jax.fixed_point import (
     FixedPoint,
     fraction_length,
     from_codes,
+    length_for_range,
     straight_through,
     to_codes,
 )
@@ -145,6 +146,34 @@ def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
         it is.
     """
     return _write(w, hardware.weights, hardware.faults_at("weights"), maps, None)
+
+
+def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
+    """As `hold_weights`, for kernels that lie flat one after the other.
+
+    Args:
+        flat: float32 [n], the kernels and anything behind them.
+        ends: int32 [kernels], where each ends.
+        hardware: number formats and faults.
+        maps: each [n].
+
+    Returns:
+        float32 [n].
+    """
+    fmt = hardware.weights
+    if fmt is None:
+        return flat
+    places = jnp.arange(flat.size, dtype=ends.dtype)[None]
+    starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+    inside = (places >= starts[:, None]) & (places < ends[:, None])
+    own = jnp.where(inside & jnp.isfinite(flat)[None], flat[None], 0.0)
+    lengths = length_for_range(jnp.max(own, 1), jnp.min(own, 1), fmt)
+    length = jnp.sum(jnp.where(inside, lengths[:, None], 0), 0)
+    codes = to_codes(flat, length, fmt)
+    if maps is not None:
+        for model, fault_map in zip(hardware.faults_at("weights"), maps, strict=True):
+            codes = model.apply(codes, fault_map, fmt)
+    return from_codes(codes, length)
 
 
 def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:

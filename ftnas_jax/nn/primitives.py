@@ -1,8 +1,7 @@
-"""The 11 operations of §4.2 as pure functions of parameters and features.
+"""The 11 operations of §4.2 as chains of layers.
 
-Operations made of convolutions are lists of layers; parameters, sites of faults and
-multiply-accumulates all follow from the list. A convolution with a BatchNorm behind it fails after
-that BatchNorm, which hardware folds into it.
+Parameters, sites of faults and multiply-accumulates all follow from an operation's layers. A
+convolution with a BatchNorm behind it fails after that BatchNorm, which hardware folds into it.
 
 Structures follow the code behind the published numbers: `conv_1x1` is a plain convolution with a
 bias, without ReLU and BatchNorm; `skip_connect` is the identity at stride 1 and a factorized
@@ -10,16 +9,26 @@ reduction at stride 2; average pooling leaves padding out of the mean.
 """
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from ftnas_jax.nn.conv import conv2d, depthwise_conv2d
-from ftnas_jax.nn.hardware import Hardware, Maps, hold_weights, write_features
-from ftnas_jax.nn.norm import batch_norm
-from ftnas_jax.nn.pool import avg_pool, max_pool
+from ftnas_jax.fixed_point import FixedPoint
+from ftnas_jax.nn.hardware import Hardware, Maps, hold_weights
+from ftnas_jax.nn.layer import (
+    Features,
+    layer_gradients,
+    normalization,
+    over_devices,
+    run_window,
+    write,
+)
+from ftnas_jax.nn.window import WindowShape
+from ftnas_jax.split_batch import Axis
 
 NORM_SLOTS = 2
 """BatchNorms of the operation that has most of them; statistics of all are stored in as many."""
@@ -28,64 +37,77 @@ Params = dict[str, dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvLayer:
-    """ReLU, convolution, bias, BatchNorm, each but the convolution optional.
+class Layer:
+    """ReLU, window, bias, BatchNorm, each but the window optional.
 
     Attributes:
-        kernel: width k of the kernel.
-        depthwise: one kernel a channel instead of a dense one.
-        dilation: distance between taps.
-        relu: whether a ReLU stands before the convolution.
+        window: a convolution or a pooling.
+        relu: whether a ReLU stands before the window.
         norm: whether a BatchNorm stands behind it.
         bias: whether the convolution adds a bias.
     """
 
-    kernel: int
-    depthwise: bool = False
-    dilation: int = 1
+    window: WindowShape
     relu: bool = False
     norm: bool = False
     bias: bool = False
 
-    def macs(self, channels: int) -> int:
-        """M_l: multiply-accumulates behind one feature, for an input of `channels` channels."""
-        return self.kernel**2 * (1 if self.depthwise else channels)
 
-    def shapes(self, channels: int, out_channels: int, affine: bool) -> dict[str, tuple[int, ...]]:
-        """Shapes of the layer's parameters by name."""
-        kernel = (self.kernel, self.kernel, channels)
-        shapes: dict[str, tuple[int, ...]] = {
-            "kernel": kernel if self.depthwise else (*kernel, out_channels)
-        }
-        if self.bias:
-            shapes["bias"] = (out_channels,)
-        if self.norm and affine:
-            shapes |= {"scale": (out_channels,), "offset": (out_channels,)}
-        return shapes
+def _chain(*layers: Layer, stride: int) -> tuple[Layer, ...]:
+    """Layers of which only the first has a stride."""
+    first = dataclasses.replace(layers[0].window, stride=stride)
+    return dataclasses.replace(layers[0], window=first), *layers[1:]
 
 
-def _separable(k: int, dilation: int = 1) -> tuple[ConvLayer, ConvLayer]:
-    depthwise = ConvLayer(k, depthwise=True, dilation=dilation, relu=True)
-    return depthwise, ConvLayer(1, norm=True)
+def _separable(k: int, dilation: int = 1) -> tuple[Layer, Layer]:
+    depthwise = Layer(WindowShape("depthwise", k, dilation), relu=True)
+    return depthwise, Layer(WindowShape("dense"), norm=True)
 
 
-LAYERS: dict[str, tuple[ConvLayer, ...]] = {
-    "conv_bn_3x3": (ConvLayer(3, norm=True),),
-    "conv_1x1": (ConvLayer(1, bias=True),),
-    "relu_conv_bn_1x1": (ConvLayer(1, relu=True, norm=True),),
-    "relu_conv_bn_3x3": (ConvLayer(3, relu=True, norm=True),),
-    "relu_conv_bn_5x5": (ConvLayer(5, relu=True, norm=True),),
+def _dense(k: int, **options: bool) -> tuple[Layer]:
+    return (Layer(WindowShape("dense", k), **options),)
+
+
+_CONVOLUTIONS: dict[str, tuple[Layer, ...]] = {
+    "conv_bn_3x3": _dense(3, norm=True),
+    "conv_1x1": _dense(1, bias=True),
+    "relu_conv_bn_1x1": _dense(1, relu=True, norm=True),
+    "relu_conv_bn_3x3": _dense(3, relu=True, norm=True),
+    "relu_conv_bn_5x5": _dense(5, relu=True, norm=True),
     "sep_conv_3x3": _separable(3) * 2,
     "sep_conv_5x5": _separable(5) * 2,
     "dil_conv_3x3": _separable(3, dilation=2),
     "dil_conv_5x5": _separable(5, dilation=2),
 }
-"""Operations that are chains of convolutions, of which only the first has a stride. The two
-that are not primitives of the space serve as stem and preprocessing."""
+"""`conv_bn_3x3` and `relu_conv_bn_1x1` are no primitives of the space: they serve as stem and as
+preprocessing."""
 
-POOLS = {"avg_pool_3x3": avg_pool, "max_pool_3x3": max_pool}
-REDUCTION = (ConvLayer(1), ConvLayer(1))
-"""The two halves of a factorized reduction."""
+MAX_LAYERS = max(len(layers) for layers in _CONVOLUTIONS.values())
+
+
+@functools.cache
+def layers_of(name: str, *, stride: int, pool_norm: bool = True) -> tuple[Layer, ...]:
+    """The layers of an operation.
+
+    Args:
+        name: of a primitive, a preprocessing convolution, or the stem's.
+        stride: 1 or 2.
+        pool_norm: whether a BatchNorm stands behind pooling.
+
+    Returns:
+        None for `none` and for an identity.
+    """
+    match name:
+        case "none":
+            return ()
+        case "skip_connect":
+            halves = WindowShape("halves", stride=stride)
+            return () if stride == 1 else (Layer(halves, relu=True, norm=True),)
+        case "avg_pool_3x3":
+            return (Layer(WindowShape("avg_pool", 3, stride=stride), norm=pool_norm),)
+        case "max_pool_3x3":
+            return (Layer(WindowShape("max_pool", 3, stride=stride), norm=pool_norm),)
+    return _chain(*_CONVOLUTIONS[name], stride=stride)
 
 
 class FaultMaps(NamedTuple):
@@ -114,43 +136,82 @@ class FaultMaps(NamedTuple):
 
 
 def site_macs(name: str, channels: int, out_channels: int, *, stride: int) -> list[int]:
-    """M_l of every site of feature faults in an operation."""
-    if name == "skip_connect" and stride > 1:
-        return [REDUCTION[0].macs(channels)]
-    widths = _widths(name, channels, out_channels)
-    return [layer.macs(w) for layer, w in zip(LAYERS.get(name, ()), widths, strict=False)]
+    """M_l of every site of feature faults in an operation: its convolutions."""
+    layers = layers_of(name, stride=stride)
+    widths = _widths(layers, channels, out_channels)
+    macs = [layer.window.macs(w) for layer, w in zip(layers, widths, strict=False)]
+    return [count for count in macs if count]
+
+
+def kernel_shapes(
+    name: str, channels: int, out_channels: int, *, stride: int
+) -> list[list[tuple[int, ...]]]:
+    """Shapes of the kernels of every layer."""
+    layers = layers_of(name, stride=stride)
+    widths = _widths(layers, channels, out_channels)
+    return [
+        layer.window.kernel_shapes(*widths[place : place + 2]) for place, layer in enumerate(layers)
+    ]
 
 
 def count_kernels(name: str, channels: int, out_channels: int, *, stride: int) -> int:
     """Number of weights of an operation that weight faults can hit."""
-    shapes = parameter_shapes(name, channels, out_channels, stride=stride, affine=False)
-    return sum(math.prod(layer["kernel"]) for layer in shapes.values() if "kernel" in layer)
+    shapes = kernel_shapes(name, channels, out_channels, stride=stride)
+    return sum(math.prod(kernel) for layer in shapes for kernel in layer)
+
+
+class ParameterNames(NamedTuple):
+    """Where a layer's parameters stand among those of its operation, as (layer, field) each."""
+
+    kernels: tuple[tuple[str, str], ...]
+    scale: tuple[str, str] | None
+    offset: tuple[str, str] | None
+
+
+@functools.cache
+def parameter_names(name: str, *, stride: int, affine: bool) -> tuple[ParameterNames, ...]:
+    """For every layer of an operation; a bias stands in place of an offset."""
+    names = []
+    for place, layer in enumerate(layers_of(name, stride=stride)):
+        halves = layer.window.kind == "halves"
+        own, norm = f"conv{place}", "norm" if halves else f"conv{place}"
+        pools = not layer.window.macs(1)
+        kernels = () if pools else tuple((f"conv{i}", "kernel") for i in range(2)) if halves else ()
+        kernels = kernels or (() if pools else ((own, "kernel"),))
+        has_affine = layer.norm and affine and not pools
+        scale = (norm, "scale") if has_affine else None
+        offset = (norm, "offset") if has_affine else (own, "bias") if layer.bias else None
+        names.append(ParameterNames(kernels, scale, offset))
+    return tuple(names)
 
 
 def parameter_shapes(
     name: str, channels: int, out_channels: int, *, stride: int, affine: bool
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of an operation's parameters, by layer and name; empty where it has none."""
-    if name == "skip_connect" and stride > 1:
-        halves = (out_channels // 2, out_channels - out_channels // 2)
-        shapes = {f"conv{i}": {"kernel": (1, 1, channels, half)} for i, half in enumerate(halves)}
-        norm = {"scale": (out_channels,), "offset": (out_channels,)}
-        return shapes | ({"norm": norm} if affine else {})
-    widths = _widths(name, channels, out_channels)
-    return {
-        f"conv{i}": layer.shapes(widths[i], widths[i + 1], affine)
-        for i, layer in enumerate(LAYERS.get(name, ()))
-    }
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    kernels = kernel_shapes(name, channels, out_channels, stride=stride)
+    for own, names in zip(
+        kernels, parameter_names(name, stride=stride, affine=affine), strict=True
+    ):
+        for (part, field), shape in zip(names.kernels, own, strict=True):
+            shapes.setdefault(part, {})[field] = shape
+        for place in (names.scale, names.offset):
+            if place:
+                width = sum(shape[-1] for shape in own)
+                shapes.setdefault(place[0], {})[place[1]] = (width,)
+    return shapes
 
 
-def _widths(name: str, channels: int, out_channels: int) -> list[int]:
+def _widths(layers: tuple[Layer, ...], channels: int, out_channels: int) -> list[int]:
     """Channels into each layer and out of the last, the one that changes their number."""
-    return [channels] * len(LAYERS.get(name, ())) + [out_channels]
+    return [channels] * len(layers) + [out_channels]
 
 
 def widest_site(name: str, channels: int, out_channels: int) -> int:
     """Most channels that a convolution of the operation puts out."""
-    return max(_widths(name, channels, out_channels)[1:], default=out_channels)
+    layers = layers_of(name, stride=1)
+    return max(_widths(layers, channels, out_channels)[1:], default=out_channels)
 
 
 def initialize_primitive(
@@ -214,16 +275,42 @@ def apply_primitive(
         statistics [NORM_SLOTS, 2, C], C of the widest layer, zero where unused.
     """
     if name == "none":
-        y, statistics = jnp.zeros_like(x[:, ::stride, ::stride]), []
-    elif name == "skip_connect" and stride == 1:
-        y, statistics = x, []
-    elif name == "skip_connect":
-        y, statistics = _factorized_reduction(params, x, running, maps, hardware)
-    elif name in POOLS:
-        y, statistics = _pool(name, x, running, stride, hardware, pool_norm)
-    else:
-        y, statistics = _chain(name, params, x, running, maps, stride, hardware)
-    return y, _fill_slots(statistics, widest_site(name, x.shape[-1], y.shape[-1]))
+        x = jnp.zeros_like(x[:, ::stride, ::stride])
+    affine = any("scale" in part for part in params.values())
+    names = parameter_names(name, stride=stride, affine=affine)
+    held = _hold_kernels(params, names, hardware, maps)
+    statistics, site, widest = [], 0, 0
+    layers = layers_of(name, stride=stride, pool_norm=pool_norm)
+    for layer, own, kernel in zip(layers, names, held, strict=True):
+        width = sum(params[part][field].shape[-1] for part, field in own.kernels) or x.shape[-1]
+        slot = running[len(statistics), :, :width] if running is not None and layer.norm else None
+        faults = maps.site(site, width) if own.kernels else None
+        models = () if faults is None else hardware.faults_at("features")
+        settings = _Settings(layer, width, hardware.features, hardware.batch_axis)
+        scale = _vector(params, own.scale, 1.0, width)
+        offset = _vector(params, own.offset, 0.0, width)
+        outputs: Any = _layer(settings, x, kernel, scale, offset, slot, models, faults)
+        x, used = outputs
+        statistics += [used] if layer.norm else []
+        site, widest = site + bool(own.kernels), max(widest, width)
+    return x, _fill_slots(statistics, widest or x.shape[-1])
+
+
+def _hold_kernels(params, names, hardware: Hardware, maps: FaultMaps) -> list[jax.Array]:
+    """For every layer the weights that the hardware holds for its kernels, one after the other."""
+    held, start = [], 0
+    for own in names:
+        flat = [jnp.zeros(0, jnp.float32)]
+        for part, field in own.kernels:
+            kernel = params[part][field]
+            flat.append(hold_weights(kernel, hardware, maps.kernel(start, kernel.shape)).ravel())
+            start += kernel.size
+        held.append(jnp.concatenate(flat))
+    return held
+
+
+def _vector(params, place: tuple[str, str] | None, default: float, width: int) -> jax.Array:
+    return jnp.full(width, default, jnp.float32) if place is None else params[place[0]][place[1]]
 
 
 def _fill_slots(statistics: list[jax.Array], width: int) -> jax.Array:
@@ -232,60 +319,58 @@ def _fill_slots(statistics: list[jax.Array], width: int) -> jax.Array:
     return jnp.stack(slots + [empty] * (NORM_SLOTS - len(slots)))
 
 
-def _chain(name, params, x, running, maps: FaultMaps, stride, hardware):
-    statistics, start = [], 0
-    for i, layer in enumerate(LAYERS[name]):
-        own = params[f"conv{i}"]
-        width = own["kernel"].shape[-1]
-        slot = None
-        if running is not None and layer.norm:
-            slot = running[len(statistics), :, :width]
-        faults = (maps.kernel(start, own["kernel"].shape), maps.site(i, width))
-        x, used = _layer(layer, own, x, slot, faults, stride if i == 0 else 1, hardware)
-        statistics += [used] if layer.norm else []
-        start += own["kernel"].size
-    return x, statistics
+class _Settings(NamedTuple):
+    """What is known of a layer while tracing."""
+
+    layer: Layer
+    width: int
+    fmt: FixedPoint | None
+    axis: Axis
+
+    @property
+    def floor(self) -> float:
+        return 0.0 if self.layer.relu else -math.inf
 
 
-def _layer(layer: ConvLayer, params, x, running, faults: tuple[Maps, Maps], stride, hardware):
-    """One `ConvLayer` on x [B, H, W, C]; returns features and the statistics of its BatchNorm."""
-    x = jax.nn.relu(x) if layer.relu else x
-    kernel = hold_weights(params["kernel"], hardware, faults[0])
-    if layer.depthwise:
-        f = depthwise_conv2d(x, kernel, stride=stride, dilation=layer.dilation)
-    else:
-        f = conv2d(x, kernel, stride=stride)
-    if layer.bias:
-        f = f + params["bias"][None, None, None]
-    statistics = None
-    if layer.norm:
-        f, statistics = _norm(f, running, params, hardware)
-    return write_features(f, hardware, faults[1]), statistics
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer(settings: _Settings, x, kernel, scale, offset, running, models, maps):
+    """One layer on x [B, H, W, C]; returns features and the statistics of its BatchNorm."""
+    return _layer_forward(settings, x, kernel, scale, offset, running, models, maps)[0]
 
 
-def _norm(f, running, params, hardware: Hardware):
-    """BatchNorm with the scale and the offset that are among `params`, if any."""
-    axis = hardware.batch_axis
-    return batch_norm(f, running, params.get("scale"), params.get("offset"), batch_axis=axis)
+def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, models, maps):
+    window = settings.layer.window.window(settings.width)
+    held = Features(x, jnp.float32(1))
+    shape = jax.eval_shape(window.apply, x, kernel).shape
+
+    def store(f, part, start):
+        return lax.dynamic_update_slice_in_dim(f, part, start, 0)
+
+    f, own = run_window(window, kernel, held, settings.floor, store, jnp.zeros(shape, jnp.float32))
+    moments = over_devices(own, settings.axis)
+    norm = normalization(moments, running, scale, offset, settings.layer.norm)
+    y = write(f, norm, moments, settings.fmt, models, maps)
+    statistics = jnp.stack([norm.mean, moments.variance if running is None else running[1]])
+    return (y.values, statistics), (x, kernel, f, norm)
 
 
-def _factorized_reduction(params, x, running, maps: FaultMaps, hardware):
-    """Two 1x1 convolutions at stride 2, the second shifted by one pixel, then one BatchNorm."""
-    x = jax.nn.relu(x)
-    halves, start = [], 0
-    for shift in range(len(REDUCTION)):
-        kernel = params[f"conv{shift}"]["kernel"]
-        held = hold_weights(kernel, hardware, maps.kernel(start, kernel.shape))
-        halves.append(conv2d(x[:, shift:, shift:], held, stride=2))
-        start += kernel.size
-    slot = None if running is None else running[0]
-    f, statistics = _norm(jnp.concatenate(halves, axis=-1), slot, params.get("norm", {}), hardware)
-    return write_features(f, hardware, maps.site(0, f.shape[-1])), [statistics]
+def _layer_backward(settings: _Settings, residuals, cotangents):
+    x, kernel, f, norm = residuals
+
+    def f_part(start, count):
+        return lax.dynamic_slice_in_dim(f, start, count)
+
+    gradients = layer_gradients(
+        settings.layer.window.window(settings.width),
+        kernel,
+        Features(x, jnp.float32(1)),
+        settings.floor,
+        f_part,
+        cotangents[0],
+        norm,
+        settings.axis,
+    )
+    return *gradients, None, None, None
 
 
-def _pool(name, x, running, stride, hardware, pool_norm):
-    y = POOLS[name](x, stride)
-    if not pool_norm:
-        return write_features(y, hardware, None), []
-    y, statistics = _norm(y, None if running is None else running[0], {}, hardware)
-    return write_features(y, hardware, None), [statistics]
+_layer.defvjp(_layer_forward, _layer_backward)
