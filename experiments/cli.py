@@ -33,8 +33,8 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 _DEVICES = flags.DEFINE_integer(
     "devices",
     0,
-    "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as two devices, which "
-    "run the clean and the faulty pass side by side. A CPU has as many as it has cores.",
+    "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as one device. A CPU "
+    "can be as many devices as it has cores.",
     lower_bound=0,
 )
 
@@ -106,13 +106,13 @@ def _use_compilation_cache(folder: str) -> None:
 
 
 def _make_cpu_devices() -> None:
-    """Before JAX first looks at its devices: a CPU of several cores as several devices."""
+    """Before JAX first looks at its devices: a CPU as several where the command line says so."""
     import jax
 
     from ftnas_jax import machine
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        count = min(_DEVICES.value or 2, machine.cores())
+        count = min(_DEVICES.value or 1, machine.cores())
         jax.config.update("jax_num_cpu_devices", count)
 
 
