@@ -161,7 +161,7 @@ def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Ma
         float32 [n].
     """
     fmt = hardware.weights
-    if fmt is None:
+    if fmt is None or flat.size == 0:
         return flat
     places = jnp.arange(flat.size, dtype=ends.dtype)[None]
     starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])

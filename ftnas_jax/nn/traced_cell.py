@@ -95,7 +95,7 @@ class Program:
 
     @functools.cached_property
     def windows(self) -> dict[int, list[WindowShape]]:
-        """The windows among which layers choose, by stride."""
+        """The windows among which layers choose, by stride; those of no stride are left out."""
         found: dict[int, list[WindowShape]] = {}
         for name, stride in self.spec.choices:
             for layer in layers_of(name, stride=stride, pool_norm=self.spec.pool_norm):
@@ -346,10 +346,11 @@ def _run_connection(program: Program, params, running, inputs: Memory, tape, con
         )
 
     count, first = tables.layers[choice], jnp.int32(0)
-    if spec.reduction:
+    if 2 in program.windows:
         first = jnp.where(source < INPUT_NODES, jnp.minimum(count, 1), 0)
         tape = lax.fori_loop(0, first, functools.partial(layer, 2), tape)
-    tape = lax.fori_loop(first, count, functools.partial(layer, 1), tape)
+    if 1 in program.windows:
+        tape = lax.fori_loop(first, count, functools.partial(layer, 1), tape)
     return tape._replace(memory=_add_to_node(program, tape.memory, connection, count)), held
 
 
@@ -439,13 +440,11 @@ def _differentiate_connection(
     g = lax.dynamic_index_in_dim(gradients[0], target, keepdims=False)
     vectors = jnp.zeros((MAX_LAYERS, program.channels), jnp.float32)
     chosen = Chosen(jnp.zeros_like(held), vectors, vectors)
-    strided = jnp.bool_(False)
-    first = jnp.int32(0)
-    if spec.reduction:
-        strided = source < INPUT_NODES
-        first = jnp.where(strided, jnp.minimum(count, 1), 0)
-    g, chosen = lax.fori_loop(0, count - first, inner_layer, (g, chosen))
-    if spec.reduction:
+    strided = (source < INPUT_NODES) & spec.reduction
+    first = jnp.where(strided, jnp.minimum(count, 1), 0)
+    if 1 in program.windows:
+        g, chosen = lax.fori_loop(0, count - first, inner_layer, (g, chosen))
+    if 2 in program.windows:
 
         def strided_layer(_, carry):
             to_inputs, chosen = carry
