@@ -62,6 +62,8 @@ def _devices() -> list[Any]:
     import jax
 
     there, wanted = jax.local_devices(), _DEVICES.value
+    if not wanted and there[0].platform == "cpu":
+        wanted = 1
     if wanted > len(there):
         raise InputError(f"--devices is {wanted}, and there are {len(there)}")
     return there[: wanted or None]

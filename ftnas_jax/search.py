@@ -158,8 +158,9 @@ class Search:
     def _run(self, steps, state: SearchState, key, start: int, stop: int) -> SearchState:
         """One compiled call, or on several devices one for each step, without waiting for it.
 
-        Where virtual CPU devices run several steps in one loop, XLA (jax 0.10.2) returns wrong
-        gradients for some of them, repeatably, and never for the first.
+        With several steps in one loop two virtual CPU devices (jax 0.10.2) came to wrong gradients
+        in some of them, repeatably, and never in the first; why is not known. A call of its own
+        for each step is right, and costs little.
         """
         size = stop - start if len(self.mesh.devices) == 1 else 1
         for first in range(start, stop, size):

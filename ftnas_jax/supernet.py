@@ -56,7 +56,8 @@ class NetworkConfig:
             or `skip_connect` for a factorized reduction.
         batch_norm: `batch` normalizes by the statistics of the batch at hand, in evaluation too,
             as the published search does; `running` evaluates with running averages, which
-            training updates in its clean passes.
+            training updates in its clean passes (in
+            faulty ones where there are no others).
         affine: whether BatchNorms of cells have scale and offset (the stem's always has).
         pool_norm: whether a BatchNorm stands behind pooling. The published supernet has affine
             off and pool_norm on, its final networks the reverse.
@@ -171,9 +172,11 @@ class Network(nn.Module):
         return self._classify(newer, train)
 
     def _chosen(self, architecture):
+        if (self.architecture is None) == (architecture is None):
+            raise ValueError(
+                "a supernet is called with an architecture, a network of one architecture without"
+            )
         given = self.architecture if architecture is None else architecture
-        if given is None:
-            raise ValueError("a supernet needs an architecture")
         if not isinstance(given, Architecture):
             return jnp.asarray(given)
         self.space.check(given)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ftnas_jax.fixed_point import FixedPoint, saturate
+from ftnas_jax.nn import layer
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.nn.primitives import (
     NORM_SLOTS,
@@ -23,6 +24,14 @@ from ftnas_jax.nn.primitives import (
 from ftnas_jax.space import PRIMITIVES
 
 FLOAT = Hardware(None, None)
+
+
+@pytest.fixture(autouse=True)
+def one_image_at_a_time(monkeypatch):
+    """Layers go over images in turns, as they do over large ones (CPU)."""
+    monkeypatch.setattr(layer, "_CACHE_ELEMENTS", 1)
+
+
 IMAGE = (3, 6, 4)  # B, H, W
 WIDTH = 4  # channels of operations inside a cell
 

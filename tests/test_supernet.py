@@ -446,3 +446,27 @@ def test_a_supernet_needs_an_architecture():
     network = Network(config(), SPACE, Hardware())
     with pytest.raises(ValueError, match="a supernet needs an architecture"):
         jax.eval_shape(network.init, jax.random.key(0), images())
+
+
+@pytest.mark.parametrize(
+    "primitives", [("none",), ("none", "skip_connect"), ("avg_pool_3x3", "max_pool_3x3")]
+)
+def test_spaces_without_convolutions(primitives):
+    space = Space(3, primitives)
+    network = Network(config(), space, Hardware(RRAM, FixedPoint(8), (StuckAt(0.1, 0.1),)))
+    variables = network.init(jax.random.key(0), images(), space.first())
+
+    def loss(variables, architecture):
+        return jnp.sum(network.apply(variables, images(), architecture, Draw(jax.random.key(1))))
+
+    architecture = space.random(jax.random.key(2))
+    gradients = jax.jit(jax.grad(loss))(variables, architecture)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+def test_a_network_of_one_architecture_takes_no_other():
+    space = Space(3, ("none", "skip_connect"))
+    network = Network(config(), space, Hardware(), space.first())
+    variables = network.init(jax.random.key(0), images())
+    with pytest.raises(ValueError, match="a network of one architecture without"):
+        network.apply(variables, images(), space.random(jax.random.key(1)))

@@ -235,6 +235,9 @@ def write(
 ) -> Features:
     """A layer's features as the hardware holds them: normalized, quantized, with their faults.
 
+    The fraction length is that of `ftnas_jax.fixed_point.fraction_length`, except that a channel
+    has no say in it once any of its features is not finite.
+
     Args:
         f: float32 [B, h, w, C].
         norm: how to normalize them.

@@ -95,7 +95,7 @@ def layers_of(name: str, *, stride: int, pool_norm: bool = True) -> tuple[Layer,
         pool_norm: whether a BatchNorm stands behind pooling.
 
     Returns:
-        None for `none` and for an identity.
+        The empty tuple for `none` and for an identity.
     """
     match name:
         case "none":
