@@ -268,11 +268,16 @@ class _Connection(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _traced(spec, static_faulty, params, running, inputs, cell, key, faulty):
-    outputs, _ = _traced_forward(spec, static_faulty, params, running, inputs, cell, key, faulty)
-    return outputs
+    arguments = (spec, static_faulty, params, running, inputs, cell, key, faulty)
+    return _run_cell(*arguments, keep=False)[0]
 
 
-def _traced_forward(spec, static_faulty, params, running, inputs, cell, key, faulty):
+def _traced_forward(*arguments):
+    return _run_cell(*arguments, keep=True)
+
+
+def _run_cell(spec, static_faulty, params, running, inputs, cell, key, faulty, *, keep: bool):
+    """Outputs and residuals; `keep` says whether a gradient will read the tape."""
     program = _program(spec, params, inputs)
     draw = Draw(key, faulty if static_faulty is None else static_faulty)
     # The gradients of inputs are those of their values.
@@ -282,7 +287,7 @@ def _traced_forward(spec, static_faulty, params, running, inputs, cell, key, fau
         connection = _Connection(*connection)
         return _run_connection(program, params, running, strided, tape, connection, draw)
 
-    tape, held = lax.scan(step, _empty_tape(program, inputs, cell), _connections(cell))
+    tape, held = lax.scan(step, _empty_tape(program, inputs, cell, keep), _connections(cell))
     first = spec.space.nodes - spec.space.inner_nodes - _first_node(spec)
     inner = jax.vmap(lambda slot: tape.memory.read(slot).values)(
         jnp.arange(first, first + spec.space.inner_nodes)
@@ -302,7 +307,7 @@ def _run_connection(program: Program, params, running, inputs: Memory, tape, con
     stats = None if running is None else running[edge, op]
 
     def layer(stride, place_of_layer, tape: Tape) -> Tape:
-        slot = _layer_slot(program, place, place_of_layer)
+        slot = _layer_slot(program, tape.memory, place, place_of_layer)
         if stride == 1:
             before = jnp.where(place_of_layer == 0, source - _first_node(spec), slot - 1)
             x = Slot(tape.memory, before)
@@ -359,7 +364,7 @@ def _add_to_node(program: Program, memory: Memory, connection: _Connection, coun
     spec = program.spec
     node = target_node(connection.place) - _first_node(spec)
     source = jnp.maximum(connection.source - _first_node(spec), 0)
-    last = _layer_slot(program, connection.place, count - 1)
+    last = _layer_slot(program, memory, connection.place, count - 1)
     y = memory.read(jnp.where(count == 0, source, last))
     present = jnp.where(_is_identity(program, connection, count) | (count > 0), y.step, 0.0)
     total = memory.read(node).values + y._replace(step=present).values
@@ -413,7 +418,7 @@ def _differentiate_connection(
     count = tables.layers[choice]
 
     def differentiate(stride, place_of_layer, g, chosen: Chosen):
-        slot = _layer_slot(program, place, place_of_layer)
+        slot = _layer_slot(program, tape.memory, place, place_of_layer)
         before = jnp.where(place_of_layer == 0, source - _first_node(spec), slot - 1)
         feature_slot = _feature_slot(place, tables.norm[choice, place_of_layer], tape)
         own = layer_gradients(
@@ -470,11 +475,13 @@ def _program(spec: CellSpec, params, inputs) -> Program:
     return Program(spec, inputs.shape[-1], affine)
 
 
-def _empty_tape(program: Program, inputs: jax.Array, cell: jax.Array) -> Tape:
+def _empty_tape(program: Program, inputs: jax.Array, cell: jax.Array, keep: bool) -> Tape:
+    """With room for all connections, or for one at a time."""
     spec, connections = program.spec, cell.shape[0]
     fmt = spec.hardware.features
     halved = jax.eval_shape(lambda x: x[:, :, ::2, ::2] if spec.reduction else x, inputs).shape[1:]
-    slots = spec.space.nodes - _first_node(spec) + connections * MAX_LAYERS
+    kept = connections if keep else 1
+    slots = spec.space.nodes - _first_node(spec) + kept * MAX_LAYERS
     memory = Memory(jnp.zeros((slots, *halved), code_dtype(fmt)), jnp.zeros(slots, jnp.float32))
     if not spec.reduction:
         for node in range(INPUT_NODES):
@@ -482,7 +489,7 @@ def _empty_tape(program: Program, inputs: jax.Array, cell: jax.Array) -> Tape:
     vectors = jnp.zeros((connections, MAX_LAYERS, program.channels), jnp.float32)
     by_batch = jnp.zeros((connections, MAX_LAYERS), bool)
     norms = Norm(vectors, vectors, vectors, vectors, by_batch)
-    features = jnp.zeros((connections * NORM_SLOTS + 1, *halved), jnp.float32)
+    features = jnp.zeros((kept * NORM_SLOTS + 1, *halved), jnp.float32)
     statistics = jnp.zeros((connections, NORM_SLOTS + 1, 2, program.channels), jnp.float32)
     return Tape(memory, features, norms, statistics)
 
@@ -501,15 +508,18 @@ def _first_node(spec: CellSpec) -> int:
     return INPUT_NODES if spec.reduction else 0
 
 
-def _layer_slot(program: Program, place, layer):
+def _layer_slot(program: Program, memory: Memory, place, layer):
     """Where a layer's codes lie in the memory: behind the nodes."""
     nodes = program.spec.space.nodes - _first_node(program.spec)
-    return nodes + place * MAX_LAYERS + layer
+    for_one = memory.codes.shape[0] == nodes + MAX_LAYERS
+    return nodes + (0 if for_one else place * MAX_LAYERS) + layer
 
 
 def _feature_slot(place, norm_slot, tape: Tape):
+    """Where a layer's f lies among the features: the last slot is for layers without BatchNorm."""
     spare = tape.features.shape[0] - 1
-    return jnp.where(norm_slot < NORM_SLOTS, place * NORM_SLOTS + norm_slot, spare)
+    first = 0 if spare == NORM_SLOTS else place * NORM_SLOTS
+    return jnp.where(norm_slot < NORM_SLOTS, first + norm_slot, spare)
 
 
 def _connections(cell: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
