@@ -444,7 +444,7 @@ def test_images_must_halve_at_every_reduction():
 
 def test_a_supernet_needs_an_architecture():
     network = Network(config(), SPACE, Hardware())
-    with pytest.raises(ValueError, match="a supernet needs an architecture"):
+    with pytest.raises(ValueError, match="a supernet is called with an architecture"):
         jax.eval_shape(network.init, jax.random.key(0), images())
 
 
