@@ -38,6 +38,17 @@ class FaultModel(Protocol):
         ...
 
 
+def apply_maps(
+    codes: jax.Array, models: tuple[FaultModel, ...], maps: tuple[Any, ...] | None, fmt: FixedPoint
+) -> jax.Array:
+    """The codes with the faults of every model in turn; unchanged where `maps` is None."""
+    if maps is None:
+        return codes
+    for model, fault_map in zip(models, maps, strict=True):
+        codes = model.apply(codes, fault_map, fmt)
+    return codes
+
+
 def check_rate(model: str, field: str, rate: Any) -> None:
     """Raise ValueError where `rate` is a number outside [0, 1]; arrays are let through."""
     if isinstance(rate, numbers.Real) and not 0 <= float(rate) <= 1:

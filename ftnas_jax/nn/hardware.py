@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import FaultModel, Site
+from ftnas_jax.faults import FaultModel, Site, apply_maps
 from ftnas_jax.fixed_point import (
     FixedPoint,
     fraction_length,
@@ -170,10 +170,7 @@ def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Ma
     lengths = length_for_range(jnp.max(own, 1), jnp.min(own, 1), fmt)
     length = jnp.sum(jnp.where(inside, lengths[:, None], 0), 0)
     codes = to_codes(flat, length, fmt)
-    if maps is not None:
-        for model, fault_map in zip(hardware.faults_at("weights"), maps, strict=True):
-            codes = model.apply(codes, fault_map, fmt)
-    return from_codes(codes, length)
+    return from_codes(apply_maps(codes, hardware.faults_at("weights"), maps, fmt), length)
 
 
 def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
@@ -195,8 +192,5 @@ def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], maps: Maps
     if fmt is None:
         return x
     length = fraction_length(jax.lax.stop_gradient(x), fmt, axis)
-    codes = to_codes(x, length, fmt)
-    if maps is not None:
-        for model, fault_map in zip(models, maps, strict=True):
-            codes = model.apply(codes, fault_map, fmt)
+    codes = apply_maps(to_codes(x, length, fmt), models, maps, fmt)
     return straight_through(x, from_codes(codes, length))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ftnas_jax.faults import FaultModel
+from ftnas_jax.faults import FaultModel, apply_maps
 from ftnas_jax.fixed_point import FixedPoint, length_for_range, power_of_two, to_codes
 from ftnas_jax.nn.conv import on_cpu
 from ftnas_jax.nn.norm import EPSILON
@@ -32,8 +32,6 @@ _CACHE_ELEMENTS = 2**18
 _ROW = 256
 """Channels and positions that a reduction takes as one row, about, to fill vector registers."""
 
-Array = jax.Array
-
 
 class Window(NamedTuple):
     """What a layer computes on windows of its input; see `ftnas_jax.nn.window`.
@@ -43,8 +41,8 @@ class Window(NamedTuple):
         differentiate: (images, flat kernel, gradient of f) → gradients of the first two.
     """
 
-    apply: Callable[[Array, Array], Array]
-    differentiate: Callable[[Array, Array, Array], tuple[Array, Array]]
+    apply: Callable[[jax.Array, jax.Array], jax.Array]
+    differentiate: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Features(NamedTuple):
@@ -126,13 +124,13 @@ class Moments(NamedTuple):
     The variance is E[f²] - E[f]², as Flax has it by default.
     """
 
-    mean: Array
-    square: Array
-    high: Array
-    low: Array
+    mean: jax.Array
+    square: jax.Array
+    high: jax.Array
+    low: jax.Array
 
     @property
-    def variance(self) -> Array:
+    def variance(self) -> jax.Array:
         """float32 [C], at least 0."""
         return jnp.maximum(self.square - jnp.square(self.mean), 0.0)
 
@@ -164,10 +162,10 @@ class Norm(NamedTuple):
 
 def run_window(
     window: Window,
-    kernel: Array,
+    kernel: jax.Array,
     x: Features | Slot,
-    floor: Array | float,
-    store: Callable[[Any, Array, Array | int], Any],
+    floor: jax.Array | float,
+    store: Callable[[Any, jax.Array, jax.Array | int], Any],
     tape: Any,
 ) -> tuple[Any, Moments]:
     """The window of a layer, some images at a time.
@@ -189,15 +187,16 @@ def run_window(
     def part(turn):
         return window.apply(jnp.maximum(x.images(turn * some, some), floor), kernel)
 
+    images, height, width, channels = jax.eval_shape(part, 0).shape
+
     def body(turn, carry):
         tape, sums = carry
         f = part(turn)
         return store(tape, f, turn * some), _add_moments(sums, f)
 
-    channels = jax.eval_shape(part, 0).shape[-1]
     start = Moments(*(jnp.full(channels, v, jnp.float32) for v in (0, 0, -jnp.inf, jnp.inf)))
     tape, sums = _loop(turns, body, (tape, start))
-    positions = x.shape[0] * math.prod(jax.eval_shape(part, 0).shape[1:3])
+    positions = turns * images * height * width
     return tape, sums._replace(mean=sums.mean / positions, square=sums.square / positions)
 
 
@@ -226,12 +225,12 @@ def normalization(moments: Moments, running, scale, offset, normalize) -> Norm:
 
 
 def write(
-    f: Array,
+    f: jax.Array,
     norm: Norm,
     moments: Moments,
     fmt: FixedPoint | None,
     models: tuple[FaultModel, ...],
-    maps: tuple[Array, ...] | None,
+    maps: tuple[jax.Array, ...] | None,
 ) -> Features:
     """A layer's features as the hardware holds them: normalized, quantized, with their faults.
 
@@ -251,11 +250,30 @@ def write(
     ends = jnp.stack([norm(end[None, None, None]) for end in (moments.high, moments.low)])
     ends = jnp.where(jnp.isfinite(ends), ends, 0.0)
     length = length_for_range(jnp.max(ends, initial=0.0), jnp.min(ends, initial=0.0), fmt)
-    codes = to_codes(norm(f), length, fmt)
-    if maps is not None:
-        for model, fault_map in zip(models, maps, strict=True):
-            codes = model.apply(codes, fault_map, fmt)
+    return _stored(apply_maps(to_codes(norm(f), length, fmt), models, maps, fmt), length, fmt)
+
+
+def encode(x: jax.Array, fmt: FixedPoint | None, axis: Axis) -> Features:
+    """Values [B, H, W, C] as the hardware stores them: quantized, without faults."""
+    if fmt is None:
+        return Features(x, jnp.float32(1))
+    length = length_for_range(*_range_of(x, axis), fmt)
+    return _stored(to_codes(x, length, fmt), length, fmt)
+
+
+def _stored(codes: jax.Array, length: jax.Array, fmt: FixedPoint) -> Features:
     return Features(codes.astype(code_dtype(fmt)), power_of_two(-length))
+
+
+def _range_of(x: jax.Array, axis: Axis) -> tuple[jax.Array, jax.Array]:
+    """Largest and smallest of 0 and the finite elements of x [B, H, W, C], scalars."""
+
+    def finite(x):
+        return jnp.where(jnp.isfinite(x), x, 0.0)
+
+    high = jnp.max(_over_rows(jnp.maximum, finite, x), initial=0.0)
+    low = jnp.min(_over_rows(jnp.minimum, finite, x), initial=0.0)
+    return largest_of_parts(high, axis), -largest_of_parts(-low, axis)
 
 
 def code_dtype(fmt: FixedPoint | None):
@@ -271,19 +289,19 @@ def code_dtype(fmt: FixedPoint | None):
 class Gradients(NamedTuple):
     """Of a layer: its input [B, H, W, C], flat kernel [n], scale [C] and offset or bias [C]."""
 
-    x: Array
-    kernel: Array
-    scale: Array
-    offset: Array
+    x: jax.Array
+    kernel: jax.Array
+    scale: jax.Array
+    offset: jax.Array
 
 
 def layer_gradients(
     window: Window,
-    kernel: Array,
+    kernel: jax.Array,
     x: Features | Slot,
-    floor: Array | float,
-    f_part: Callable[[Array | int, int], Array],
-    g: Array,
+    floor: jax.Array | float,
+    f_part: Callable[[jax.Array | int, int], jax.Array],
+    g: jax.Array,
     norm: Norm,
     axis: Axis,
 ) -> Gradients:
@@ -301,7 +319,6 @@ def layer_gradients(
     """
     some = _images_at_a_time(x.shape)
     turns = g.shape[0] // some
-
     in_place = g.shape == x.shape
 
     def parts(turn, g):
@@ -351,7 +368,7 @@ def _loop(turns: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
     return body(0, carry) if turns == 1 else lax.fori_loop(0, turns, body, carry)
 
 
-def _add_moments(sums: Moments, f: Array) -> Moments:
+def _add_moments(sums: Moments, f: jax.Array) -> Moments:
     """With f of some more images; `mean` and `square` are sums here."""
     return Moments(
         sums.mean + _over_rows(jnp.add, _itself, f),
@@ -361,57 +378,43 @@ def _add_moments(sums: Moments, f: Array) -> Moments:
     )
 
 
-def _rows(x: Array) -> Array:
+def _rows(x: jax.Array) -> jax.Array:
     """[B, H, W, C] as rows of some positions each, which fill the vector registers."""
     channels = x.shape[-1]
     wide = math.gcd(x.size // channels, 2 ** max(0, round(math.log2(_ROW / channels))))
     return x.reshape(-1, wide * channels)
 
 
-def _over_rows(combine: Callable[[Array, Array], Array], of: Callable[..., Array], *xs: Array):
+def _over_rows(
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    of: Callable[..., jax.Array],
+    *xs: jax.Array,
+):
     """[C] out of one or more [B, H, W, C]: `of` of their elements, by an associative `combine`.
 
     Up to 16 rows are combined at once, and `of` is applied to each of them: what XLA takes for a
     reduction, or sees used more than once, it computes apart from what comes before (CPU).
     """
-    rows, channels = [_rows(x) for x in xs], xs[0].shape[-1]
-    row = _combine(combine, _combine_first(combine, of, rows))
-    return _combine(combine, row.reshape(-1, channels))
+    row = _combine(combine, of, *(_rows(x) for x in xs))
+    return _combine(combine, _itself, row.reshape(-1, xs[0].shape[-1]))
 
 
-def _combine_first(combine, of, rows: list[Array]) -> Array:
-    parts = math.gcd(len(rows[0]), 16)
+def _combine(combine, of: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
+    """[width] out of one or more [n, width]."""
+    parts = min(len(rows[0]), 16)
     size = len(rows[0]) // parts
-    return functools.reduce(
-        combine, [of(*(r[i * size : (i + 1) * size] for r in rows)) for i in range(parts)]
-    )
+
+    def piece(start: int, stop: int) -> jax.Array:
+        return of(*(r[start:stop] for r in rows))
+
+    total = functools.reduce(combine, [piece(i * size, (i + 1) * size) for i in range(parts)])
+    row = total[0] if size == 1 else _combine(combine, _itself, total)
+    return functools.reduce(combine, [row, *piece(parts * size, len(rows[0]))])
 
 
-def _combine(combine, rows: Array) -> Array:
-    """[n, width] → [width]."""
-    rest = []
-    while len(rows) > 1:
-        parts = min(len(rows), 16)
-        size = len(rows) // parts
-        rest += list(rows[parts * size :])
-        rows = functools.reduce(combine, [rows[i * size : (i + 1) * size] for i in range(parts)])
-    return functools.reduce(combine, [rows[0], *rest])
-
-
-def _itself(x: Array) -> Array:
+def _itself(x: jax.Array) -> jax.Array:
     return x
 
 
-def _across(per_channel: Array) -> Array:
+def _across(per_channel: jax.Array) -> jax.Array:
     return per_channel[None, None, None]
-
-
-def range_of(x: Array, axis: Axis) -> tuple[Array, Array]:
-    """Largest and smallest of 0 and the finite elements of x [B, H, W, C], scalars."""
-
-    def finite(x):
-        return jnp.where(jnp.isfinite(x), x, 0.0)
-
-    high = jnp.max(_over_rows(jnp.maximum, finite, x), initial=0.0)
-    low = jnp.min(_over_rows(jnp.minimum, finite, x), initial=0.0)
-    return largest_of_parts(high, axis), -largest_of_parts(-low, axis)

@@ -67,7 +67,7 @@ class WindowShape:
         """
         if self.kind in POOLS:
             return POOLS[self.kind](x, self.stride)
-        kernels = split(kernel, self.kernel_shapes(x.shape[-1], out_channels))
+        kernels = _split(kernel, self.kernel_shapes(x.shape[-1], out_channels))
         if self.kind == "depthwise":
             return depthwise_conv2d(x, *kernels, stride=self.stride, dilation=self.dilation)
         shifted = (x[:, shift:, shift:] for shift in range(len(kernels)))
@@ -86,7 +86,7 @@ class WindowShape:
         return Window(apply, differentiate)
 
 
-def split(flat: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+def _split(flat: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     """The arrays of `shapes` that lie flat one after the other at the beginning of a vector."""
     arrays, start = [], 0
     for shape in shapes:
