@@ -11,6 +11,9 @@ convolutions as sums of shifted slices. The choice is made while tracing.
 """
 
 import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +88,10 @@ def depthwise_conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilati
     return conv2d_native(x, kernel[:, :, None, :], stride, dilation, groups=x.shape[-1])
 
 
-# Dense, on CPU
+# On CPU: forward at any stride, gradients by convolutions at stride 1
+
+_Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Pixels before and after the rows, and the columns; hashable."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -98,47 +104,17 @@ def _conv2d_cpu_forward(x, kernel, stride):
 
 
 def _conv2d_cpu_backward(stride, residuals, g):
-    x, kernel = residuals
-    g = spread(g, x.shape, stride)
-    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    return conv2d_native(g, flipped, 1), _kernel_gradient(x, g, kernel.shape[0])
+    by_phases = functools.partial(_by_phases, _dense_at_stride_1, stride, 1)
+    return jax.vjp(by_phases, *residuals)[1](g)
 
 
 _conv2d_cpu.defvjp(_conv2d_cpu_forward, _conv2d_cpu_backward)
 
 
-def _kernel_gradient(x: jax.Array, g: jax.Array, k: int) -> jax.Array:
-    """[k, k, I, O]: correlation of x [B, H, W, I] with g [B, H, W, O].
-
-    It is a convolution in which channels are the images, images the channels and g the kernel.
-    """
-    pad = (k - 1) // 2
-
-    def add_chunk(total, chunk):
-        xs, gs = chunk
-        lhs, rhs = jnp.transpose(xs, (3, 1, 2, 0)), jnp.transpose(gs, (1, 2, 0, 3))
-        part = lax.conv_general_dilated(
-            lhs, rhs, (1, 1), [(pad, pad)] * 2, dimension_numbers=_LAYOUT
-        )
-        return total + part, None
-
-    start = jnp.zeros((x.shape[-1], k, k, g.shape[-1]), x.dtype)
-    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g))
-    return jnp.transpose(total, (1, 2, 0, 3))
-
-
-# Depthwise, on CPU
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_cpu(x, kernel, stride, dilation):
-    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-
-    def some_images(x):
-        slices = shifted_slices(x, kernel.shape[0], stride, dilation)
-        return functools.reduce(jnp.add, [s * t for s, t in zip(slices, taps, strict=True)])
-
-    return in_loop(some_images, x)
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return _depthwise_sum(x, kernel, ((pad, pad), (pad, pad)), stride, dilation)
 
 
 def _depthwise_cpu_forward(x, kernel, stride, dilation):
@@ -146,20 +122,138 @@ def _depthwise_cpu_forward(x, kernel, stride, dilation):
 
 
 def _depthwise_cpu_backward(stride, dilation, residuals, g):
-    x, kernel = residuals
-    g = spread(g, x.shape, stride)
-    dx = _depthwise_cpu(g, kernel[::-1, ::-1], 1, dilation)
-    return dx, _depthwise_kernel_gradient(x, g, kernel.shape[0], dilation)
+    by_phases = functools.partial(_by_phases, _depthwise_at_stride_1, stride, dilation)
+    return jax.vjp(by_phases, *residuals)[1](g)
 
 
 _depthwise_cpu.defvjp(_depthwise_cpu_forward, _depthwise_cpu_backward)
 
 
-def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, k: int, dilation: int) -> jax.Array:
-    """[k, k, C]: for every tap the sum over positions of the shifted x times g."""
-    padded = _pad(x, k, dilation)
-    batch, height, width, channels = x.shape
-    taps = [(i * dilation, j * dilation) for i in range(k) for j in range(k)]
+class _Phase(NamedTuple):
+    """Along one dimension, taps that read every `stride`-th pixel, beginning with `start`.
+
+    On this grid of pixels they are a convolution at stride 1. Computed grid by grid, no gradient
+    needs zeros between the pixels of another, which would be most of its work.
+    """
+
+    start: int
+    taps: slice
+    dilation: int
+    padding: tuple[int, int]
+
+
+def _phases(size: int, k: int, stride: int, dilation: int) -> list[_Phase]:
+    common, phases = math.gcd(stride, dilation), []
+    step, apart = stride // common, dilation // common
+    for first in range(min(k, step)):
+        begin = dilation * (first - (k - 1) // 2)
+        start, taps = begin % stride, len(range(first, k, step))
+        pixels, outputs = len(range(start, size, stride)), -(-size // stride)
+        before = (start - begin) // stride
+        after = outputs + apart * (taps - 1) - before - pixels
+        phases.append(_Phase(start, slice(first, None, step), apart, (before, after)))
+    return phases
+
+
+def _by_phases(at_stride_1: Callable[..., Any], stride: int, dilation: int, x, kernel):
+    """A convolution as the sum of those of its phases."""
+    rows, columns = (_phases(n, kernel.shape[0], stride, dilation) for n in x.shape[1:3])
+    parts = [
+        at_stride_1(
+            x[:, r.start :: stride, c.start :: stride],
+            kernel[r.taps, c.taps],
+            (r.padding, c.padding),
+            r.dilation,
+        )
+        for r in rows
+        for c in columns
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+def _back(padding: _Padding, taps: Sequence[int], dilation: int) -> _Padding:
+    """The padding of an output's gradient that gives the one of the input."""
+    rows, columns = (
+        (dilation * (t - 1) - before, dilation * (t - 1) - after)
+        for t, (before, after) in zip(taps, padding, strict=True)
+    )
+    return rows, columns
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_at_stride_1(x, kernel, padding, dilation):
+    del dilation  # 1: dense convolutions have none
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT, precision=EXACT
+    )
+
+
+def _dense_forward(x, kernel, padding, dilation):
+    return _dense_at_stride_1(x, kernel, padding, dilation), (x, kernel)
+
+
+def _dense_backward(padding, dilation, residuals, g):
+    x, kernel = residuals
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    dx = _dense_at_stride_1(g, flipped, _back(padding, kernel.shape[:2], 1), dilation)
+    return dx, _dense_kernel_gradient(x, g, kernel.shape, padding)
+
+
+_dense_at_stride_1.defvjp(_dense_forward, _dense_backward)
+
+
+def _dense_kernel_gradient(x: jax.Array, g: jax.Array, shape, padding: _Padding) -> jax.Array:
+    """[rows, columns, I, O] of `shape`: correlation of x [B, H, W, I] with g [B, h, w, O].
+
+    It is a convolution in which channels are the images, images the channels and g the kernel.
+    """
+
+    def add_chunk(total, chunk):
+        xs, gs = chunk
+        lhs, rhs = jnp.transpose(xs, (3, 1, 2, 0)), jnp.transpose(gs, (1, 2, 0, 3))
+        part = lax.conv_general_dilated(lhs, rhs, (1, 1), padding, dimension_numbers=_LAYOUT)
+        return total + part, None
+
+    start = jnp.zeros((shape[2], *shape[:2], shape[3]), x.dtype)
+    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g))
+    return jnp.transpose(total, (1, 2, 0, 3))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_at_stride_1(x, kernel, padding, dilation):
+    return _depthwise_sum(x, kernel, padding, 1, dilation)
+
+
+def _depthwise_forward(x, kernel, padding, dilation):
+    return _depthwise_at_stride_1(x, kernel, padding, dilation), (x, kernel)
+
+
+def _depthwise_backward(padding, dilation, residuals, g):
+    x, kernel = residuals
+    back = _back(padding, kernel.shape[:2], dilation)
+    dx = _depthwise_sum(g, kernel[::-1, ::-1], back, 1, dilation)
+    return dx, _depthwise_kernel_gradient(x, g, kernel.shape, padding, dilation)
+
+
+_depthwise_at_stride_1.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _depthwise_sum(x, kernel, padding: _Padding, stride: int, dilation: int) -> jax.Array:
+    """Of shifted slices of x [B, H, W, C], each times its tap of a kernel [rows, columns, C]."""
+    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+
+    def some_images(x):
+        slices = shifted_slices(x, kernel.shape[:2], padding, stride, dilation)
+        return functools.reduce(jnp.add, [s * t for s, t in zip(slices, taps, strict=True)])
+
+    return in_loop(some_images, x)
+
+
+def _depthwise_kernel_gradient(x, g, shape, padding: _Padding, dilation: int) -> jax.Array:
+    """[rows, columns, C] of `shape`: for every tap the shifted x times g, summed over positions."""
+    padded = _pad(x, padding)
+    batch, height, width, channels = g.shape
+    starts = [(i * dilation, j * dilation) for i in range(shape[0]) for j in range(shape[1])]
 
     def tap(start):
         # Row by row: a product of all rows, or a reduction by XLA, would be stored on the way.
@@ -169,30 +263,35 @@ def _depthwise_kernel_gradient(x: jax.Array, g: jax.Array, k: int, dilation: int
         ]
         return functools.reduce(jnp.add, [row[:, 0] * g[:, i] for i, row in enumerate(rows)])
 
-    by_tap = lax.map(tap, jnp.asarray(taps, jnp.int32))
-    return jnp.sum(by_tap, (1, 2)).reshape(k, k, channels)
+    by_tap = lax.map(tap, jnp.asarray(starts, jnp.int32))
+    return jnp.sum(by_tap, (1, 2)).reshape(shape)
 
 
 # Shared by convolutions and pooling on CPU
 
 
 def shifted_slices(
-    x: jax.Array, k: int, stride: int = 1, dilation: int = 1, fill: float = 0.0
+    x: jax.Array,
+    taps: Sequence[int],
+    padding: _Padding,
+    stride: int = 1,
+    dilation: int = 1,
+    fill: float = 0.0,
 ) -> list[jax.Array]:
-    """The k² inputs [B, ceil(H/stride), ceil(W/stride), C] of a window, padded with `fill`."""
-    height, width = x.shape[1:3]
-    padded = _pad(x, k, dilation, fill)
+    """What the taps of a window, rows times columns, read of x [B, H, W, C], padded with `fill`."""
+    padded = _pad(x, padding, fill)
+    spans = [dilation * (t - 1) for t in taps]
+    height, width = (n - span for n, span in zip(padded.shape[1:3], spans, strict=True))
     return [
         padded[:, top : top + height : stride, left : left + width : stride]
-        for top in range(0, dilation * k, dilation)
-        for left in range(0, dilation * k, dilation)
+        for top in range(0, spans[0] + 1, dilation)
+        for left in range(0, spans[1] + 1, dilation)
     ]
 
 
-def _pad(x: jax.Array, k: int, dilation: int, fill: float = 0.0) -> jax.Array:
+def _pad(x: jax.Array, padding: _Padding, fill: float = 0.0) -> jax.Array:
     """x with the border that a window reaches into."""
-    pad = dilation * (k - 1) // 2
-    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
 
 
 def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill: float = 0) -> jax.Array:

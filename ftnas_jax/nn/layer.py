@@ -181,7 +181,7 @@ def run_window(
     Returns:
         The tape after all images, and the moments of f over this device's part of the batch.
     """
-    some = _images_at_a_time(x.shape)
+    some = images_at_a_time(x.shape)
     turns = x.shape[0] // some
 
     def part(turn):
@@ -317,7 +317,7 @@ def layer_gradients(
         norm: of the forward pass.
         axis: mesh axis that splits the batch.
     """
-    some = _images_at_a_time(x.shape)
+    some = images_at_a_time(x.shape)
     turns = g.shape[0] // some
     in_place = g.shape == x.shape
 
@@ -353,8 +353,8 @@ def layer_gradients(
 # Some images at a time
 
 
-def _images_at_a_time(shape: tuple[int, ...]) -> int:
-    """A divisor of the batch; all images off CPU, where no cache is worth a loop."""
+def images_at_a_time(shape: tuple[int, ...]) -> int:
+    """How many images of x [B, H, W, C] stay in the cache: a divisor of B; all of them off CPU."""
     batch = shape[0]
     if not on_cpu():
         return batch

@@ -9,7 +9,10 @@ import numpy as np
 
 from ftnas_jax.nn.conv import in_loop, shifted_slices, spread
 
-_WINDOW = 3
+
+def _neighbours(x: jax.Array, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:
+    """The nine inputs of every window, row by row; `fill` stands outside the image."""
+    return shifted_slices(x, (3, 3), ((1, 1), (1, 1)), stride, fill=fill)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -21,7 +24,7 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """
 
     def some_images(x):
-        return functools.reduce(jnp.maximum, shifted_slices(x, _WINDOW, stride, fill=-jnp.inf))
+        return functools.reduce(jnp.maximum, _neighbours(x, stride, -jnp.inf))
 
     return in_loop(some_images, x)
 
@@ -40,11 +43,11 @@ def _max_pool_backward(stride, residuals, g):
 def _first_winners(x, y, g):
     """Gradient of x where window centres hold y and its gradient g; others hold infinity and 0."""
     winner = jnp.full(y.shape, -1, jnp.int8)
-    slices = shifted_slices(x, _WINDOW, fill=-jnp.inf)
+    slices = _neighbours(x, fill=-jnp.inf)
     for place in reversed(range(len(slices))):
         winner = jnp.where(slices[place] == y, jnp.int8(place), winner)
     # Position i was neighbour `place` of the window centred on the mirrored neighbour of i.
-    gs, winners = shifted_slices(g, _WINDOW), shifted_slices(winner, _WINDOW, fill=-1)
+    gs, winners = _neighbours(g), _neighbours(winner, fill=-1)
     last = len(slices) - 1
     parts = [
         jnp.where(winners[last - place] == place, gs[last - place], 0)
@@ -74,7 +77,7 @@ def _neighbour_counts(length: int, stride: int) -> np.ndarray:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _window_sum(x, stride):
     def some_images(x):
-        return functools.reduce(jnp.add, shifted_slices(x, _WINDOW, stride))
+        return functools.reduce(jnp.add, _neighbours(x, stride))
 
     return in_loop(some_images, x)
 
