@@ -1,5 +1,7 @@
 """Convolutions and pooling against float64 loops written from the definition, gradients too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,34 @@ def test_dense_convolution_and_gradients(k, stride, size):
         np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(got_dx, dx, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(got_dkernel, dkernel, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("form", [conv.conv2d, lambda x, w: conv.conv2d_native(x, w, 1)])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_dense_convolutions_of_codes_are_exact_in_bfloat16(form, k):
+    """Against integers: every product and every partial sum here has less than 24 bits."""
+    rng = np.random.default_rng(k)
+    x, kernel = rng.integers(-128, 128, (2, 6, 5, 20)), rng.integers(-128, 128, (k, k, 20, 8))
+    x[0], kernel[..., 0] = -128, -128  # the largest sums, too
+    y = np.einsum("bhwijc,ijco->bhwo", windows(x, k, 1, 1), kernel)
+    check_exact(form, x, kernel, y)
+
+
+@pytest.mark.parametrize("form", [conv.depthwise_conv2d, conv.depthwise_conv2d_native])
+def test_depthwise_convolutions_of_codes_are_exact_in_bfloat16(form):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.integers(-128, 128, (2, 6, 5, 7)), rng.integers(-128, 128, (5, 5, 7))
+    y = np.einsum("bhwijc,ijc->bhwc", windows(x, 5, 2, 2), kernel)
+    form = functools.partial(form, stride=2, dilation=2)
+    check_exact(form, x, kernel, y)
+
+
+def check_exact(form, x, kernel, y):
+    x_step, kernel_step = 2.0**-5, 2.0**-9
+    args = (jnp.asarray(x * x_step, jnp.bfloat16), jnp.asarray(kernel * kernel_step, jnp.bfloat16))
+    got = jax.jit(form)(*args)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(got, np.float64) / (x_step * kernel_step), y)
 
 
 @pytest.mark.parametrize(("k", "stride", "dilation"), [c for c in CASES if c[0] > 1])

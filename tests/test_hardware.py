@@ -15,6 +15,7 @@ from scipy import stats
 
 from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.fixed_point import FixedPoint, saturate
+from ftnas_jax.nn import hardware as hardware_module
 from ftnas_jax.nn.hardware import (
     CLEAN,
     Draw,
@@ -348,3 +349,26 @@ def test_places_and_keys_give_different_faults_and_the_same_ones_again(kind, har
 
     assert outcome(0, 1) == outcome(0, 1)
     assert len({outcome(seed, place) for seed in (0, 1) for place in (0, 1, 2)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("weights", "features", "operands"),
+    [
+        (FixedPoint(8, "sign_magnitude"), FixedPoint(8), jnp.bfloat16),
+        (FixedPoint(2), FixedPoint(5), jnp.bfloat16),
+        (FixedPoint(9), FixedPoint(8), jnp.float32),
+        (FixedPoint(8), FixedPoint(9), jnp.float32),
+        (None, FixedPoint(8), jnp.float32),
+        (FixedPoint(8), None, jnp.float32),
+    ],
+)
+def test_matrix_units_take_bfloat16_where_it_holds_all_codes(
+    monkeypatch, weights, features, operands
+):
+    assert Hardware(weights, features).operands == jnp.float32  # on this CPU
+    monkeypatch.setattr(hardware_module, "on_cpu", lambda: False)
+    assert Hardware(weights, features).operands == operands
+    for fmt in (weights, features):
+        if fmt is not None and operands == jnp.bfloat16:
+            codes = np.arange(fmt.min_code, fmt.max_code + 1) * 2.0**-fmt.bits
+            np.testing.assert_array_equal(np.asarray(codes.astype(operands), np.float64), codes)

@@ -26,7 +26,13 @@ def run(x, *, normalize=True, scale=1.0, offset=0.0, fmt=None):
 
         source = Features(x, jnp.float32(1))
         f, moments = run_window(
-            POINTWISE, IDENTITY, source, -jnp.inf, store, jnp.zeros(x.shape, jnp.float32)
+            POINTWISE,
+            IDENTITY,
+            source,
+            -jnp.inf,
+            jnp.float32,
+            store,
+            jnp.zeros(x.shape, jnp.float32),
         )
         vectors = (jnp.full(3, scale, jnp.float32), jnp.full(3, offset, jnp.float32))
         norm = normalization(moments, None, *vectors, normalize)

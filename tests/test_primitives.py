@@ -414,3 +414,25 @@ def test_faults_hit_kernels_and_the_features_behind_batch_norm(name, stride):
     expected = Oracle(params, weight=weight, feature=feature)(name, x, stride)
     np.testing.assert_allclose(y, expected, atol=1e-3 * max(np.abs(expected).max(), 1.0))
     assert is_representable(np.asarray(y, np.float64))
+
+
+@pytest.mark.parametrize("name", ["sep_conv_5x5", "relu_conv_bn_3x3", "avg_pool_3x3", "conv_1x1"])
+def test_an_operation_on_codes_loses_nothing_in_bfloat16(monkeypatch, name):
+    """As matrix units take it: the same features, gradients and statistics, bit by bit."""
+    rng = np.random.default_rng(1)
+    x = single(rng.integers(-128, 128, size=(*IMAGE, WIDTH)) * 2.0**-6)
+    params = single(random_like(rng, parameter_shapes(name, WIDTH, WIDTH, stride=2, affine=True)))
+
+    def outputs():
+        def apply(params, x):
+            settings = {"stride": 2, "hardware": Hardware(), "pool_norm": True}
+            return apply_primitive(name, params, x, None, FaultMaps(None, None), **settings)
+
+        (y, statistics), differentiate = jax.vjp(apply, params, x)
+        return y, statistics, differentiate((y, statistics))
+
+    expected = jax.jit(outputs)()
+    monkeypatch.setattr(type(Hardware()), "operands", jnp.bfloat16)
+    traced = jax.jit(lambda: outputs()).trace()  # another function: the first is cached
+    assert "bf16" in str(traced.jaxpr)
+    jax.tree.map(np.testing.assert_array_equal, traced.lower().compile()(), expected)

@@ -32,16 +32,18 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
     """Dense convolution.
 
     Args:
-        x: [B, H, W, I].
-        kernel: [k, k, I, O], k odd.
+        x: [B, H, W, I]; float32, or bfloat16 without a gradient.
+        kernel: [k, k, I, O], k odd, of the same type.
         stride: step of the output grid.
 
     Returns:
-        [B, ceil(H / stride), ceil(W / stride), O].
+        float32 [B, ceil(H / stride), ceil(W / stride), O], summed in float32.
     """
     if kernel.shape[0] == 1:
         x, dimensions = x[:, ::stride, ::stride], (((3,), (0,)), ((), ()))
-        return lax.dot_general(x, kernel[0, 0], dimensions, precision=EXACT)
+        return lax.dot_general(
+            x, kernel[0, 0], dimensions, precision=EXACT, preferred_element_type=jnp.float32
+        )
     return (_conv2d_cpu if on_cpu() else conv2d_native)(x, kernel, stride)
 
 
@@ -51,13 +53,13 @@ def depthwise_conv2d(
     """Depthwise convolution: every channel with a kernel of its own.
 
     Args:
-        x: [B, H, W, C].
-        kernel: [k, k, C], k odd.
+        x: [B, H, W, C]; float32, or bfloat16 without a gradient.
+        kernel: [k, k, C], k odd, of the same type.
         stride: step of the output grid.
         dilation: distance between taps.
 
     Returns:
-        [B, ceil(H / stride), ceil(W / stride), C].
+        float32 [B, ceil(H / stride), ceil(W / stride), C], summed in float32.
     """
     form = _depthwise_cpu if on_cpu() else depthwise_conv2d_native
     return form(x, kernel, stride, dilation)
@@ -80,6 +82,7 @@ def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilation: int = 
         dimension_numbers=_LAYOUT,
         feature_group_count=groups,
         precision=EXACT,
+        preferred_element_type=jnp.float32,
     )
 
 
@@ -240,9 +243,10 @@ _depthwise_at_stride_1.defvjp(_depthwise_forward, _depthwise_backward)
 
 def _depthwise_sum(x, kernel, padding: _Padding, stride: int, dilation: int) -> jax.Array:
     """Of shifted slices of x [B, H, W, C], each times its tap of a kernel [rows, columns, C]."""
-    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    taps = kernel.astype(jnp.float32).reshape(-1, 1, 1, 1, kernel.shape[-1])
 
     def some_images(x):
+        x = x.astype(jnp.float32)
         slices = shifted_slices(x, kernel.shape[:2], padding, stride, dilation)
         return functools.reduce(jnp.add, [s * t for s, t in zip(slices, taps, strict=True)])
 

@@ -27,6 +27,7 @@ from ftnas_jax.fixed_point import (
     straight_through,
     to_codes,
 )
+from ftnas_jax.nn.conv import on_cpu
 from ftnas_jax.split_batch import Axis, own_part, whole_count
 
 _EIGHT_BITS = FixedPoint(8, "twos_complement")
@@ -60,6 +61,18 @@ class Hardware:
     def faults_at(self, site: str) -> tuple[FaultModel, ...]:
         """The models that act on `weights` or on `features`."""
         return tuple(model for model in self.faults if model.site == site)
+
+    @property
+    def operands(self) -> Any:
+        """The type in which convolutions take features and weights, without loss.
+
+        Matrix units of GPUs and TPUs multiply bfloat16 several times faster than float32. Its 8
+        significant bits hold every code of up to 8 bits, times a power of two; sums are float32
+        in either case. A CPU gains nothing.
+        """
+        formats = (self.weights, self.features)
+        held = all(fmt is not None and fmt.bits <= 8 for fmt in formats)
+        return jnp.bfloat16 if held and not on_cpu() else jnp.float32
 
 
 class Draw(NamedTuple):

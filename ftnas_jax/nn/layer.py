@@ -165,6 +165,7 @@ def run_window(
     kernel: jax.Array,
     x: Features | Slot,
     floor: jax.Array | float,
+    operands: Any,
     store: Callable[[Any, jax.Array, jax.Array | int], Any],
     tape: Any,
 ) -> tuple[Any, Moments]:
@@ -175,6 +176,7 @@ def run_window(
         kernel: flat.
         x: input.
         floor: 0 for a ReLU before the window, -inf for none.
+        operands: the type of images and kernel as the window takes them.
         store: (tape, f of some images, number of their first image) → tape.
         tape: what `store` writes to.
 
@@ -184,8 +186,11 @@ def run_window(
     some = images_at_a_time(x.shape)
     turns = x.shape[0] // some
 
+    kernel = kernel.astype(operands)
+
     def part(turn):
-        return window.apply(jnp.maximum(x.images(turn * some, some), floor), kernel)
+        images = jnp.maximum(x.images(turn * some, some), floor)
+        return window.apply(images.astype(operands), kernel)
 
     images, height, width, channels = jax.eval_shape(part, 0).shape
 

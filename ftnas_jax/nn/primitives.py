@@ -286,7 +286,8 @@ def apply_primitive(
         slot = running[len(statistics), :, :width] if running is not None and layer.norm else None
         faults = maps.site(site, width) if own.kernels else None
         models = () if faults is None else hardware.faults_at("features")
-        settings = _Settings(layer, width, hardware.features, hardware.batch_axis)
+        formats = (hardware.features, hardware.operands)
+        settings = _Settings(layer, width, *formats, hardware.batch_axis)
         scale = _vector(params, own.scale, 1.0, width)
         offset = _vector(params, own.offset, 0.0, width)
         outputs: Any = _layer(settings, x, kernel, scale, offset, slot, models, faults)
@@ -325,6 +326,7 @@ class _Settings(NamedTuple):
     layer: Layer
     width: int
     fmt: FixedPoint | None
+    operands: Any
     axis: Axis
 
     @property
@@ -346,7 +348,8 @@ def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, model
     def store(f, part, start):
         return lax.dynamic_update_slice_in_dim(f, part, start, 0)
 
-    f, own = run_window(window, kernel, held, settings.floor, store, jnp.zeros(shape, jnp.float32))
+    empty, floor = jnp.zeros(shape, jnp.float32), settings.floor
+    f, own = run_window(window, kernel, held, floor, settings.operands, store, empty)
     moments = over_devices(own, settings.axis)
     norm = normalization(moments, running, scale, offset, settings.layer.norm)
     y = write(f, norm, moments, settings.fmt, models, maps)

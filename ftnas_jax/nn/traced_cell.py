@@ -126,6 +126,7 @@ def _run_connection(program: Program, params, running, inputs: Memory, tape, con
             held,
             _input(program, inputs, tape.memory, connection, stride, place_of_layer),
             tables.floor[choice, place_of_layer],
+            spec.hardware.operands,
             store,
             tape.features,
         )

@@ -58,15 +58,15 @@ class WindowShape:
         return sum(math.prod(shape) for shape in self.kernel_shapes(channels, out_channels))
 
     def apply(self, x: jax.Array, kernel: jax.Array, *, out_channels: int) -> jax.Array:
-        """Features [B, ceil(H / stride), ceil(W / stride), C_out].
+        """Features [B, ceil(H / stride), ceil(W / stride), C_out], float32.
 
         Args:
-            x: [B, H, W, C].
+            x: [B, H, W, C], of the kernel's type.
             kernel: [n], all kernels one after the other, each flat.
             out_channels: C_out.
         """
         if self.kind in POOLS:
-            return POOLS[self.kind](x, self.stride)
+            return POOLS[self.kind](x.astype(jnp.float32), self.stride)
         kernels = _split(kernel, self.kernel_shapes(x.shape[-1], out_channels))
         if self.kind == "depthwise":
             return depthwise_conv2d(x, *kernels, stride=self.stride, dilation=self.dilation)
