@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from experiments import devices
 from ftnas_jax.errors import InputError
 
 _DEFAULT_COMPILATION_CACHE = "~/.cache/ftnas_jax/xla"
@@ -33,7 +34,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
 _DEVICES = flags.DEFINE_integer(
     "devices",
     0,
-    "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as one device. A CPU "
+    "How many devices to use; 0 for all GPUs or TPU cores, or else for a CPU as two devices. A CPU "
     "can be as many devices as it has cores.",
     lower_bound=0,
 )
@@ -46,8 +47,9 @@ def run(job: Callable[[dict, str, list[Any]], int]) -> None:
     with _one_line_errors():
         _read_flags(sys.argv)
         _use_compilation_cache(_COMPILATION_CACHE.value or "")
-        _make_cpu_devices()
-        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "", _devices())
+        devices.make_cpu_devices(_DEVICES.value)
+        there = devices.take(_DEVICES.value)
+        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "", there)
     sys.exit(code)
 
 
@@ -55,18 +57,6 @@ def _let_ctrl_c_end_at_once() -> None:
     """Python's own handler would wait for compiled code to return, and then print a traceback."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it may be ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _devices() -> list[Any]:
-    """The devices that the command line asks for."""
-    import jax
-
-    there, wanted = jax.local_devices(), _DEVICES.value
-    if not wanted and there[0].platform == "cpu":
-        wanted = 1
-    if wanted > len(there):
-        raise InputError(f"--devices is {wanted}, and there are {len(there)}")
-    return there[: wanted or None]
 
 
 def _read_flags(argv: list[str]) -> None:
@@ -105,17 +95,6 @@ def _use_compilation_cache(folder: str) -> None:
     with explain_os_errors(f"keep compiled programs in {path}"):
         path.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(path))
-
-
-def _make_cpu_devices() -> None:
-    """Before JAX first looks at its devices: a CPU as several where the command line says so."""
-    import jax
-
-    from ftnas_jax import machine
-
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        count = min(_DEVICES.value or 1, machine.cores())
-        jax.config.update("jax_num_cpu_devices", count)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import cli, genotypes, report
 from experiments.configuration import search_config
+from experiments.devices import restart_with_large_pages
 from ftnas_jax import data
 from ftnas_jax.data_io import check_space
 from ftnas_jax.errors import InputError, as_input_error
@@ -69,7 +70,7 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Search:
     arrays = (*parts[0], *parts[1], *dataset.mean_std())
     with as_input_error():
         job = Search(settings, SearchData(*map(jax.numpy.asarray, arrays)), devices)
-    _check_disk(run, jax.eval_shape(job.init))
+    _check_disk(run, job.shapes())
     Progress(0).log("compiling the search ...")
     job.compile(_batches(job, config["candidates"]))
     return job
@@ -217,4 +218,5 @@ def _batches(job: Search, fields: Mapping[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     cli.run(search)

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,29 +115,38 @@ class Search:
         self._run_weights = self.mesh.jit(self._weight_loop, donate_argnums=0)
         self._run_controller = self.mesh.jit(self._controller_loop, donate_argnums=0)
         self._run_scores = self.mesh.jit(self._score_loop)
+        self._run_sample = jax.jit(self._sample)
 
     # What a job calls
 
-    def compile(self, batches: int) -> None:
+    def compile(self, batches: int) -> dict[str, jax.stages.Compiled]:
         """Compile all programs, side by side; without this, each is compiled at its first call.
 
         Args:
             batches: how many held-out batches each `score` will use.
+
+        Returns:
+            The programs, to look at: `init`, `train_weights`, `train_controller` and `score`.
         """
-        state = self.mesh.described(jax.eval_shape(self.init))
+        state = self.mesh.described(self.shapes())
         key, step, numbers = self._root, np.int32(0), np.arange(batches, dtype=np.int32)
         first = self.config.space.first().to_array()
-        calls = (
-            (self._run_init, key),
-            (self._run_weights, state, self.data, key, step, step),
-            (self._run_controller, state, self.data, key, step, step),
-            (self._run_scores, _variables(state), self.data, key, first, numbers),
-        )
+        calls = {
+            "init": (self._run_init, key),
+            "train_weights": (self._run_weights, state, self.data, key, step, step),
+            "train_controller": (self._run_controller, state, self.data, key, step, step),
+            "score": (self._run_scores, _variables(state), self.data, key, first, numbers),
+        }
         with ThreadPoolExecutor(machine.cores()) as pool:
             # XLA holds no lock of Python's: while it compiles one program the next is traced here.
-            compiling = [pool.submit(run.lower(*args).compile) for run, *args in calls]
-        for program in compiling:
-            program.result()
+            compiling = {
+                name: pool.submit(run.lower(*args).compile) for name, (run, *args) in calls.items()
+            }
+        return {name: program.result() for name, program in compiling.items()}
+
+    def shapes(self) -> SearchState:
+        """The shapes and types of a state's arrays; nothing is compiled."""
+        return self._run_init.eval_shape(self._root)
 
     def init(self) -> SearchState:
         """The state before the first step."""
@@ -146,26 +155,21 @@ class Search:
     def train_weights(self, state: SearchState, epoch: int, start: int, stop: int) -> SearchState:
         """Weight steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
         key = self._epoch_key(_WEIGHTS, epoch)
-        return self._run(self._run_weights, state, key, start, stop)
+        return self._run_weights(state, self.data, key, np.int32(start), np.int32(stop))
 
     def train_controller(
         self, state: SearchState, epoch: int, start: int, stop: int
     ) -> SearchState:
         """Controller steps `start` to `stop` (exclusive) of an epoch; donates `state`."""
         key = self._epoch_key(_CONTROLLER, epoch)
-        return self._run(self._run_controller, state, key, start, stop)
+        return self._run_controller(state, self.data, key, np.int32(start), np.int32(stop))
 
-    def _run(self, steps, state: SearchState, key, start: int, stop: int) -> SearchState:
-        """One compiled call, or on several devices one for each step, without waiting for it.
-
-        With several steps in one loop two virtual CPU devices (jax 0.10.2) came to wrong gradients
-        in some of them, repeatably, and never in the first; why is not known. A call of its own
-        for each step is right, and costs little.
-        """
-        size = stop - start if len(self.mesh.devices) == 1 else 1
-        for first in range(start, stop, size):
-            state = steps(state, self.data, key, np.int32(first), np.int32(first + size))
-        return state
+    def sampled_architecture(
+        self, state: SearchState, phase: Literal["weights", "controller"], epoch: int, step: int
+    ) -> jax.Array:
+        """What a step samples that begins with `state`; int32 [2, 2(B-2), 2]."""
+        key = self._epoch_key({"weights": _WEIGHTS, "controller": _CONTROLLER}[phase], epoch)
+        return self._run_sample(state.controller, _step_keys(key, step)[0])
 
     def score(self, state: SearchState, architecture: jax.Array, batches: int) -> Scores:
         """An architecture with the shared weights on the first held-out batches, not augmented.
@@ -247,21 +251,23 @@ class Search:
 
         def body(step, state):
             images, labels = self._batch(data.train_images, data.train_labels, order, step)
-            return self._weight_step(state, data, images, labels, _step_key(key, step))
+            return self._weight_step(state, data, images, labels, _step_keys(key, step))
 
         return jax.lax.fori_loop(start, stop, body, state)
 
-    def _weight_step(self, state: SearchState, data, images, labels, key) -> SearchState:
-        """Lines 7 to 12 of Algorithm 1. Consumes `key`."""
-        arch_key, augment_key, pass_key = jax.random.split(key, 3)
-        architecture = self.controller.sample(state.controller.params, arch_key).architecture
+    def _weight_step(self, state: SearchState, data, images, labels, keys) -> SearchState:
+        """Lines 7 to 12 of Algorithm 1. Consumes `keys`."""
+        arch_key, augment_key, pass_key = keys
+        architecture = self._sample(state.controller, arch_key)
         x = self._augment(augment_key, images, data)
         loss = functools.partial(self._pass_loss, state, x, labels, architecture, pass_key)
         gradient, metrics, batch_stats = self._pass_gradients(state.params, loss)
         metrics["weights/gradient_norm"] = optax.tree.norm(gradient)
-        updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         return state._replace(
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             totals=_add(state.totals, metrics),
@@ -330,19 +336,19 @@ class Search:
         def body(step, carry):
             controller, totals = carry
             images, labels = self._batch(data.held_images, data.held_labels, order, step)
-            step_key = _step_key(key, step)
+            keys = _step_keys(key, step)
             controller, metrics = self._controller_step(
-                variables, controller, data, images, labels, step_key
+                variables, controller, data, images, labels, keys
             )
             return controller, _add(totals, metrics)
 
         carry = jax.lax.fori_loop(start, stop, body, (state.controller, state.totals))
         return state._replace(controller=carry[0], totals=carry[1])
 
-    def _controller_step(self, variables, controller: ControllerState, data, images, labels, key):
-        """Lines 15 to 20 of Algorithm 1. Consumes `key`."""
-        arch_key, augment_key, fault_key = jax.random.split(key, 3)
-        architecture = self.controller.sample(controller.params, arch_key).architecture
+    def _controller_step(self, variables, controller: ControllerState, data, images, labels, keys):
+        """Lines 15 to 20 of Algorithm 1. Consumes `keys`."""
+        arch_key, augment_key, fault_key = keys
+        architecture = self._sample(controller, arch_key)
         x = self._augment(augment_key, images, data)
         scores = self._scores(variables, x, labels, architecture, fault_key)
         controller, update = self.controller.reinforce_update(
@@ -351,6 +357,9 @@ class Search:
         metrics = {f"controller/{name}": value for name, value in scores._asdict().items()}
         metrics |= {f"controller/{name}": update[name] for name in ("entropy", "baseline")}
         return controller, metrics
+
+    def _sample(self, controller: ControllerState, key: jax.Array) -> jax.Array:
+        return self.controller.sample(controller.params, key).architecture
 
     def _scores(self, variables, x, labels, architecture, key) -> Scores:
         """Eq. 12 on one batch. Consumes `key`."""
@@ -442,8 +451,13 @@ def _order(key: jax.Array, count: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, 0), count)
 
 
-def _step_key(key: jax.Array, step: jax.Array) -> jax.Array:
+def _step_key(key: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(key, step + 1)
+
+
+def _step_keys(key: jax.Array, step: jax.Array | int) -> jax.Array:
+    """Of a step's architecture, of its augmentation, and of all else."""
+    return jax.random.split(_step_key(key, step), 3)
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -105,7 +105,7 @@ def all_equal(left, right) -> bool:
 
 def test_programs_are_compiled_ahead_and_once_whatever_they_sample(job, initial, caplog):
     with jax.log_compiles():
-        job.compile(1)
+        programs = job.compile(1)
         assert "on_every_device" in caplog.text
         caplog.clear()
         state = copy(initial)
@@ -118,8 +118,9 @@ def test_programs_are_compiled_ahead_and_once_whatever_they_sample(job, initial,
         for architecture in job.propose_random(3):
             job.score(state, architecture, 1)
     assert "on_every_device" not in caplog.text
-    programs = (job._run_weights, job._run_controller, job._run_scores)
-    assert [program._cache_size() for program in programs] == [1, 1, 1]
+    assert set(programs) == {"init", "train_weights", "train_controller", "score"}
+    runs = (job._run_weights, job._run_controller, job._run_scores)
+    assert [run._cache_size() for run in runs] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("phase", ["train_weights", "train_controller"])
@@ -187,6 +188,7 @@ def numpy_sgd(params, gradients, trace, rate, config):
 
 def test_a_weight_step_is_equation_13_and_sgd(job, initial):
     x, labels, architecture, pass_key = weight_batch(job, initial)
+    assert_bit_identical(job.sampled_architecture(initial, "weights", 0, 0), architecture)
     fault_key, _ = jax.random.split(jax.random.fold_in(pass_key, True))
 
     @jax.jit
@@ -250,6 +252,7 @@ def test_a_controller_step_is_rewarded_by_equation_12(job, initial):
     images, labels = DATA.held_images, DATA.held_labels
     phase, params = search_module._CONTROLLER, initial.controller.params
     x, labels, architecture, fault_key = first_batch(job, phase, images, labels, params)
+    assert_bit_identical(job.sampled_architecture(initial, "controller", 0, 0), architecture)
 
     @jax.jit
     def by_hand(draw):

@@ -103,6 +103,7 @@ Maps = tuple[jax.Array, ...] | None
 """Fault maps of one tensor, one for each model that acts on it; None where there are no faults."""
 
 
+@jax.named_scope("fault_maps")
 def draw_maps(
     hardware: Hardware,
     site: Site,
@@ -151,6 +152,7 @@ def exposures_at(hardware: Hardware, site: Site, macs: int) -> tuple[Any, ...]:
     return tuple(model.exposure(macs) for model in hardware.faults_at(site))
 
 
+@jax.named_scope("weights")
 def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
     """The weights that the hardware holds for `w`, one layer's float32 tensor.
 
@@ -161,6 +163,7 @@ def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
     return _write(w, hardware.weights, hardware.faults_at("weights"), maps, None)
 
 
+@jax.named_scope("weights")
 def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
     """As `hold_weights`, for kernels that lie flat one after the other.
 

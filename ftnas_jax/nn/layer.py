@@ -160,6 +160,7 @@ class Norm(NamedTuple):
 # Forward
 
 
+@jax.named_scope("batch_norm")
 def run_window(
     window: Window,
     kernel: jax.Array,
@@ -190,7 +191,8 @@ def run_window(
 
     def part(turn):
         images = jnp.maximum(x.images(turn * some, some), floor)
-        return window.apply(images.astype(operands), kernel)
+        with jax.named_scope("window"):
+            return window.apply(images.astype(operands), kernel)
 
     images, height, width, channels = jax.eval_shape(part, 0).shape
 
@@ -229,6 +231,7 @@ def normalization(moments: Moments, running, scale, offset, normalize) -> Norm:
     return Norm(mean, inverse, inverse * scale, offset, by_batch)
 
 
+@jax.named_scope("write")
 def write(
     f: jax.Array,
     norm: Norm,
@@ -258,6 +261,7 @@ def write(
     return _stored(apply_maps(to_codes(norm(f), length, fmt), models, maps, fmt), length, fmt)
 
 
+@jax.named_scope("write")
 def encode(x: jax.Array, fmt: FixedPoint | None, axis: Axis) -> Features:
     """Values [B, H, W, C] as the hardware stores them: quantized, without faults."""
     if fmt is None:
@@ -300,6 +304,7 @@ class Gradients(NamedTuple):
     offset: jax.Array
 
 
+@jax.named_scope("batch_norm")
 def layer_gradients(
     window: Window,
     kernel: jax.Array,
@@ -345,7 +350,8 @@ def layer_gradients(
         f, own = parts(turn, dx if in_place else g)
         df = own * _across(norm.slope) - _across(level) - (f - _across(norm.mean)) * _across(tilt)
         values = x.images(turn * some, some)
-        d_values, d_own = window.differentiate(jnp.maximum(values, floor), kernel, df)
+        with jax.named_scope("window_gradients"):
+            d_values, d_own = window.differentiate(jnp.maximum(values, floor), kernel, df)
         d_values = jnp.where(values > floor, d_values, 0.0)
         return lax.dynamic_update_slice_in_dim(dx, d_values, turn * some, 0), d_kernel + d_own
 
