@@ -1,99 +1,184 @@
-"""How often and how long a search compiles, and how long its steps take, at the paper's size.
+"""Steps of a search: how long ours and the peer's take, how often and how long ours compiles.
 
-    python -m benchmarks.search_steps --faults mibb --json results/search_steps/mibb.json
-
-Every step samples an architecture of its own, so the spread is that of the architectures, too.
+Both sides run the same architectures, those that our controller samples, so the spread of seconds
+is that of architectures too, and the ratio is taken turn by turn on the same ones.
 """
 
+import dataclasses
 import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.reporting import CONFIGS, spread, steps_parser, write_json
+from benchmarks.matmul import matmul_rate
+from benchmarks.rows import Row
+from benchmarks.turns import Side
+from configs import adsaf, mibb
+from experiments import devices
 from experiments.configuration import search_config
-from ftnas_jax import machine
+from ftnas_jax.costs import count_macs, layer_costs
 from ftnas_jax.data import Dataset
 from ftnas_jax.search import Search, SearchData
+from ftnas_jax.search_config import SearchConfig
+from ftnas_jax.space import Architecture
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_TRACED = "/jax/core/compile/jaxpr_trace_duration"
+CONFIGS: dict[str, ModuleType] = {"mibb": mibb, "adsaf": adsaf}
+"""Configs of the paper's size by name of their faults."""
+
+Phase = Literal["weights", "controller"]
+
+STEPS_A_TURN: dict[Phase, int] = {"weights": 4, "controller": 1}
+"""How many steps a turn of measurement takes; of ours in one call, as a search makes them."""
+
+_IMAGE = (32, 32, 3)
+_MOST_STEPS = 64
 
 
-class CompileWatch:
-    """Counts compilations and their seconds, as JAX reports them, from construction on."""
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A search to measure; by default the paper's.
+
+    Attributes:
+        faults: key of `CONFIGS`.
+        batch: images in a step.
+        channels: of the first cells.
+        cells: in all; those at a third and at two thirds of the depth reduce.
+    """
+
+    faults: str = "mibb"
+    batch: int = 64
+    channels: int = 20
+    cells: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.faults}, batch {self.batch}, {self.channels} channels, {self.cells} cells"
+
+    def config(self) -> SearchConfig:
+        """What the experiments would search with."""
+        fields = CONFIGS[self.faults].get_config()
+        fields.batch_size = self.batch
+        fields.network.channels, fields.network.cells = self.channels, self.cells
+        fields.network.reductions = (self.cells // 3, 2 * self.cells // 3)
+        return search_config(fields.to_dict(), noise(1))
+
+
+def noise(images: int) -> Dataset:
+    """Random images of CIFAR-10's size, as training and test set."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, *_IMAGE), dtype=np.uint8)
+    labels = rng.integers(0, 10, images).astype(np.int32)
+    return Dataset("noise", pixels, labels, pixels, labels, tuple(str(c) for c in range(10)))
+
+
+class OurSteps:
+    """A search of ours, measured step by step; on the devices that the experiments take."""
+
+    def __init__(self, size: Size, count: int = 0):
+        devices.make_cpu_devices(count)
+        self._watch = _CompileWatch()
+        config, dataset = size.config(), noise(_MOST_STEPS * size.batch)
+        part = (jnp.asarray(dataset.images), jnp.asarray(dataset.labels))
+        data = SearchData(*part, *part, *map(jnp.asarray, dataset.mean_std()))
+        self.search = Search(config, data, devices.take(count))
+        self._state = jax.block_until_ready(self.search.init())
+        self._next = 0
+
+    def describe(self) -> str:
+        """How many devices share a step."""
+        return str(len(self.search.mesh.devices))
+
+    def first_step(self, phase: Phase) -> dict[str, float]:
+        """Compile a phase by running a step of it; returns what that took."""
+        self.search.sampled_architecture(self._state, phase, 0, 0)  # no program of the search's
+        before = self._watch.compilations, self._watch.seconds
+        self.turn(phase, 1)
+        return {
+            "programs": self._watch.compilations - before[0],
+            "compile s": self._watch.seconds - before[1],
+        }
+
+    def turn(self, phase: Phase, steps: int) -> tuple[float, list[np.ndarray]]:
+        """Seconds a step of some steps in one call, and the architectures of weight steps.
+
+        Of controller steps, each of which changes what the next samples, that of the first.
+        """
+        first = self._next % _MOST_STEPS
+        numbers = range(first, first + (steps if phase == "weights" else 1))
+        architectures = [
+            np.asarray(self.search.sampled_architecture(self._state, phase, 0, number))
+            for number in numbers
+        ]
+        call = {"weights": self.search.train_weights, "controller": self.search.train_controller}
+        began = time.perf_counter()
+        self._state = jax.block_until_ready(call[phase](self._state, 0, first, first + steps))
+        seconds = time.perf_counter() - began
+        self._next += steps
+        return seconds / steps, architectures
+
+    def matmul_rate(self) -> float:
+        """See `benchmarks.matmul`; in the process, and by the library, of the steps."""
+        return matmul_rate()
+
+
+class _CompileWatch:
+    """Counts compilations, and seconds of tracing and compiling, as JAX reports them."""
 
     def __init__(self):
         self.compilations, self.seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **_) -> None:
-        self.compilations += event == _COMPILED
-        self.seconds += seconds if event in (_COMPILED, _TRACED) else 0.0
+    def _listen(self, event: str, seconds: float, **_: Any) -> None:
+        compiled = event == "/jax/core/compile/backend_compile_duration"
+        self.compilations += compiled
+        if compiled or event == "/jax/core/compile/jaxpr_trace_duration":
+            self.seconds += seconds
 
 
-def measure(name: str, channels: int, batch: int, steps: int) -> list[dict]:
-    """One row for the weight step and one for the controller step."""
-    search = _search(name, channels, batch)
-    state = jax.block_until_ready(search.init())
-    watch, rows = CompileWatch(), []
-    for phase in ("train_weights", "train_controller"):
-        before = (watch.compilations, watch.seconds)
-        state, seconds = _time_steps(getattr(search, phase), state, steps)
-        rows.append(
-            {
-                "workload": f"{name} {phase.removeprefix('train_')} step",
-                "channels": channels,
-                "batch": batch,
-                "programs": watch.compilations - before[0],
-                "compile_seconds": watch.seconds - before[1],
-                "first_call_seconds": seconds[0],
-                "step_seconds": seconds[1:],
-            }
-        )
-    return rows
+def steps(size: Size, rounds: int, with_peer: bool) -> Iterator[Row]:
+    """Rows of the weight step and the controller step, each measured `rounds` times."""
+    with Side(OurSteps, size, environment=devices.ENVIRONMENT) as ours:
+        theirs = _peer(size) if with_peer else None
+        for phase in ("weights", "controller"):
+            yield _measure_phase(size, phase, rounds, ours, theirs)
+        if theirs:
+            theirs.close()
 
 
-def _time_steps(call, state, steps: int):
-    seconds = []
-    for step in range(steps + 1):
-        began = time.perf_counter()
-        state = jax.block_until_ready(call(state, 0, step, step + 1))
-        seconds.append(time.perf_counter() - began)
-    return state, seconds
+def _peer(size: Size) -> Side:
+    from benchmarks.torch_peer import TorchSteps  # PyTorch is optional
+
+    return Side(TorchSteps, size.config(), environment={})
 
 
-def _search(name: str, channels: int, batch: int) -> Search:
-    fields = CONFIGS[name].get_config()
-    fields.network.channels, fields.batch_size = channels, batch
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (32 * batch, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, len(images)).astype(np.int32)
-    classes = tuple(str(c) for c in range(10))
-    dataset = Dataset("noise", images, labels, images, labels, classes)
-    data = SearchData(*map(jnp.asarray, (images, labels, images, labels, *dataset.mean_std())))
-    return Search(search_config(fields.to_dict(), dataset), data)
+def _measure_phase(size: Size, phase: Phase, rounds: int, ours: Side, theirs: Side | None) -> Row:
+    compiled = ours.call("first_step", phase)
+    row = Row(f"{phase} step, {size}", [], "PyTorch eager" if theirs else "")
+    gflops = []
+    for _ in range(rounds):
+        seconds, architectures = ours.call("turn", phase, STEPS_A_TURN[phase])
+        row.ours.append(seconds)
+        gflops.append(np.mean([_gigaflops(size, own, phase) for own in architectures]))
+        if theirs:
+            own = [theirs.call("step", phase, architecture) for architecture in architectures]
+            row.theirs.append(float(np.mean(own)))
+    row.facts |= compiled
+    row.facts["GFLOP a step"] = float(np.mean(gflops))
+    rates = np.array(gflops) / row.ours
+    row.facts["of matmul rate"] = float(np.median(rates)) / ours.call("matmul_rate")
+    row.facts["peak GB"] = ours.peak_memory() / 1e9
+    if theirs:
+        row.facts["peer's peak GB"] = theirs.peak_memory() / 1e9
+    return row
 
 
-def _print(rows: list[dict]) -> None:
-    print(machine.describe())
-    print(f"{'workload':28} {'programs':>8} {'compile s':>9} {'s/step: median [min-max]':>26}  n")
-    for row in rows:
-        times = row["step_seconds"]
-        print(
-            f"{row['workload']:28} {row['programs']:8} {row['compile_seconds']:9.0f} "
-            f"{spread(times, 2):>26}  {len(times)}"
-        )
-
-
-def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
-    args = steps_parser(__doc__, steps=12).parse_args()
-    rows = measure(args.faults, args.channels, args.batch, args.steps)
-    _print(rows)
-    write_json(args.json, machine.describe(), rows)
-
-
-if __name__ == "__main__":
-    main()
+def _gigaflops(size: Size, architecture: np.ndarray, phase: Phase) -> float:
+    """Of the convolutions of both passes; a gradient takes twice what its forward pass takes."""
+    config = size.config()
+    known = Architecture.from_array(architecture)
+    macs = count_macs(layer_costs(config.network, config.space, known, _IMAGE))
+    forward = 2 * macs * size.batch * 2
+    return forward * (3 if phase == "weights" else 1) / 1e9

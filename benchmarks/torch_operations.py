@@ -57,7 +57,7 @@ class Convolution(nn.Module):
             x = F.relu(x, inplace=True)
         kernel = run.held[self.kernel]
         if self.depthwise:
-            f = _depthwise(x, kernel, self.stride, self.dilation)
+            f = depthwise(x, kernel, self.stride, self.dilation)
         else:
             padding = kernel.shape[-1] // 2
             f = F.conv2d(x, kernel, self.bias, stride=self.stride, padding=padding)
@@ -66,7 +66,8 @@ class Convolution(nn.Module):
         return run.write_(f, self.macs)
 
 
-def _depthwise(x: Tensor, kernel: Tensor, stride: int, dilation: int) -> Tensor:
+def depthwise(x: Tensor, kernel: Tensor, stride: int, dilation: int) -> Tensor:
+    """Padded as in `ftnas_jax.nn.conv`; x [B, C, H, W] is channels last, kernel [C, 1, k, k]."""
     channels, padding = x.shape[1], kernel.shape[-1] // 2
     if dilation == 2 and stride == 2:
         # The taps of these positions lie on the same grid as they do.

@@ -1,8 +1,5 @@
 """The search steps of `ftnas_jax.search` in PyTorch eager: the peer of our benchmarks.
 
-    pip install -r requirements-benchmarks.txt
-    python -m benchmarks.torch_peer --faults mibb --json results/search_steps/torch_mibb.json
-
 It is tuned for CPU as far as eager mode goes: see `torch_hardware` and `torch_operations` for what
 was measured. Differences from ours:
 
@@ -12,8 +9,8 @@ was measured. Differences from ours:
 """
 
 import ctypes
+import functools
 import time
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,12 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.reporting import CONFIGS, spread, steps_parser, write_json
 from benchmarks.torch_controller import Policy, Reinforce
 from benchmarks.torch_hardware import Pass, check_faults
 from benchmarks.torch_network import SearchNetwork, from_jax, to_jax, tree_path
-from experiments.configuration import search_config
-from ftnas_jax import machine
+from benchmarks.torch_operations import depthwise
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture
 
@@ -123,9 +118,11 @@ class TorchSearch:
         torch.nn.utils.clip_grad_norm_(used, self.config.gradient_clip, foreach=True)
         self._optimizer.step()
 
-    def controller_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Sample an architecture, measure its reward (Eq. 12), update the policy."""
-        sample = self.policy()
+    def controller_step(
+        self, images: np.ndarray, labels: np.ndarray, given: Architecture | None = None
+    ) -> None:
+        """Sample an architecture or score the one given; its reward (Eq. 12) updates the policy."""
+        sample = self.policy(given)
         x, y = self._augment(images), torch.from_numpy(labels).long()
         alpha, reward = self.config.alpha_r, 0.0
         with torch.no_grad():
@@ -163,9 +160,67 @@ def _float(array) -> Tensor:
 # Measurement
 
 
-def prepare_process(threads: int) -> None:
+class TorchSteps:
+    """The peer, measured step by step on noise."""
+
+    def __init__(self, config: SearchConfig):
+        _prepare_process()
+        self._search = TorchSearch(config, np.full(3, 0.5), np.full(3, 0.25))
+        rng = np.random.default_rng(0)
+        self._images = rng.integers(0, 256, (config.batch_size, 32, 32, 3), dtype=np.uint8)
+        self._labels = rng.integers(0, 10, config.batch_size)
+        for _ in range(_WARMUP):  # in which oneDNN compiles its kernels
+            with torch.no_grad():
+                architecture = self._search.policy().architecture
+            self.step("weights", architecture.to_array())
+
+    def step(self, phase: str, architecture) -> float:
+        """Seconds of a step with an architecture."""
+        calls = {"weights": self._search.weight_step, "controller": self._search.controller_step}
+        known = Architecture.from_array(architecture)
+        began = time.perf_counter()
+        calls[phase](self._images, self._labels, known)
+        return time.perf_counter() - began
+
+
+class TorchKernels:
+    """The peer's kernels, one at a time, in the peer's layout."""
+
+    def __init__(self):
+        _prepare_process()
+
+    def prepare(self, kernel, _whose: str) -> None:
+        """Set up a kernel of `benchmarks.kernels`, and run it until oneDNN has compiled it."""
+        x, k, g = kernel.arrays()
+        self._xs = [_images(one).requires_grad_() for one in x]
+        self._gs = [_images(one) for one in g]
+        if kernel.kind == "depthwise":
+            shaped = torch.from_numpy(k).permute(2, 0, 1)[:, None].contiguous()
+            self._run = functools.partial(depthwise, stride=kernel.stride, dilation=kernel.dilation)
+        else:
+            shaped = torch.from_numpy(k).permute(3, 2, 0, 1)
+            shaped = shaped.contiguous(memory_format=torch.channels_last)
+            self._run = functools.partial(F.conv2d, padding=kernel.width // 2)
+        self._kernel = shaped.requires_grad_()
+        for _ in range(_WARMUP):
+            self.run()
+
+    def run(self) -> float:
+        """Seconds an input, forward and backward."""
+        began = time.perf_counter()
+        for x, g in zip(self._xs, self._gs, strict=True):
+            x.grad = self._kernel.grad = None
+            self._run(x, self._kernel).backward(g)
+        return (time.perf_counter() - began) / len(self._xs)
+
+
+def _images(array: np.ndarray) -> Tensor:
+    """[B, H, W, C] → [B, C, H, W], channels last."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def _prepare_process() -> None:
     """What a CPU process of PyTorch needs to be fast."""
-    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # as XLA does
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -176,71 +231,3 @@ def prepare_process(threads: int) -> None:
     no_mmap, trim_threshold, top_pad = -4, -1, -2
     for option, value in ((no_mmap, 0), (trim_threshold, -1), (top_pad, 2**26)):
         libc.mallopt(option, value)
-
-
-def measure(name: str, channels: int, batch: int, steps: int) -> list[dict]:
-    """One row for the weight step and one for the controller step."""
-    fields = CONFIGS[name].get_config()
-    fields.network.channels, fields.batch_size = channels, batch
-    config = search_config(fields.to_dict(), SimpleNamespace(num_classes=10))
-    search = TorchSearch(config, np.full(3, 0.5), np.full(3, 0.25))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, 10, batch)
-
-    def weight_step():
-        with torch.no_grad():
-            architecture = search.policy().architecture
-        search.weight_step(images, labels, architecture)
-
-    rows = []
-    for phase, step in (
-        ("weights", weight_step),
-        ("controller", lambda: search.controller_step(images, labels)),
-    ):
-        seconds = _time_steps(step, steps)
-        rows.append(
-            {
-                "workload": f"{name} {phase} step",
-                "channels": channels,
-                "batch": batch,
-                "threads": torch.get_num_threads(),
-                "warmup_seconds": seconds[:_WARMUP],
-                "step_seconds": seconds[_WARMUP:],
-            }
-        )
-    return rows
-
-
-def _time_steps(step, steps: int) -> list[float]:
-    """Seconds of `_WARMUP` steps, in which oneDNN compiles its kernels, and of `steps` more."""
-    seconds = []
-    for _ in range(_WARMUP + steps):
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return seconds
-
-
-def _print(described: str, rows: list[dict]) -> None:
-    print(described)
-    print(f"{'workload':28} {'s/step: median [min-max]':>26}  n")
-    for row in rows:
-        times = row["step_seconds"]
-        print(f"{row['workload']:28} {spread(times, 3):>26}  {len(times)}")
-
-
-def main() -> None:
-    """Measure, print a table, write it as JSON where asked."""
-    parser = steps_parser(__doc__, steps=24)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    prepare_process(args.threads)
-    rows = measure(args.faults, args.channels, args.batch, args.steps)
-    described = f"{machine.describe()}, torch {torch.__version__}"
-    _print(described, rows)
-    write_json(args.json, described, rows)
-
-
-if __name__ == "__main__":
-    main()
