@@ -3,8 +3,8 @@
     python -m benchmarks                              # all of it: an hour and more on two cores
     python -m benchmarks steps kernels --rounds 24 --json results/benchmarks/cpu.json
 
-The peer is the same search in PyTorch eager, tuned for CPU; without PyTorch (`pip install -r
-requirements-benchmarks.txt`) and on a GPU or TPU ours is measured alone.
+The peer is the same search in PyTorch eager, tuned for CPU; on a GPU or TPU, or without PyTorch
+(`pip install -r requirements-benchmarks.txt`), ours is measured alone.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.host import Host
 from benchmarks.kernels import kernels
 from benchmarks.rows import Row, table, write_json
 from benchmarks.search_steps import Size, steps
 from benchmarks.start import start
-from experiments import devices
-from ftnas_jax import machine
+from benchmarks.turns import Side
 
 
 def _steps(rounds: int, with_peer: bool) -> Iterator[Row]:
@@ -65,8 +65,11 @@ def main() -> None:
 
 
 def _run(suites: list[str], rounds: int, path: Path | None) -> None:
-    peer = importlib.util.find_spec("torch") is not None
-    described = _machine(peer)
+    with Side(Host, environment={}) as side:
+        platform, described = side.call("describe")
+    peer = platform == "cpu" and importlib.util.find_spec("torch") is not None
+    if peer:
+        described += f", torch {importlib.metadata.version('torch')}"
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     rows: list[Row] = []
     for suite in suites:
@@ -76,12 +79,6 @@ def _run(suites: list[str], rounds: int, path: Path | None) -> None:
             if path:  # after every row: what is measured is not lost
                 write_json(path, described, command, rows)
     print(f"\n{described}\n\n{table(rows)}")
-
-
-def _machine(peer: bool) -> str:
-    devices.make_cpu_devices(0)
-    versions = [f"torch {importlib.metadata.version('torch')}"] if peer else []
-    return ", ".join([machine.describe(devices.take(0)), *versions])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Layers' kernels, forward and backward, at the sizes of the paper's network.
 
-Ours run inside a loop, some images at a time, as they do in a search. The platform's are the same
-convolutions by XLA, as it differentiates them, inside a loop as well: control flow is where its own
-gradients are slow on a CPU.
+Ours run inside a loop, some images at a time, first forward and then backward, as they do in a
+search, and as there a CPU's two devices work side by side, each on inputs of its own. The
+platform's are the same convolutions by XLA, as it differentiates them, in the same loop: control
+flow is where its own gradients are slow on a CPU.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from ftnas_jax.nn.conv import (
     depthwise_conv2d_native,
 )
 from ftnas_jax.nn.layer import images_at_a_time
+from ftnas_jax.search_mesh import PASSES, SearchMesh
+from ftnas_jax.split_batch import own_part
 
 BATCH, INPUTS = 64, 4
 """Images in an input, and inputs in a turn of measurement."""
@@ -83,45 +87,54 @@ class OurKernels:
     """Our kernels and the platform's, one at a time."""
 
     def __init__(self):
-        devices.make_cpu_devices(1)
+        devices.make_cpu_devices(0)
+        self._mesh = SearchMesh(devices.take(0)[:2], BATCH)
+        self._prepared = {}
 
     def prepare(self, kernel: Kernel, whose: Literal["ours", "platform"]) -> None:
         """Compile it."""
         x, k, g = kernel.arrays()
-        inputs = (_in_turns if whose == "ours" else _at_once)(kernel, jnp.asarray(k))
-        self._arguments = (jnp.asarray(x), jnp.asarray(g))
-        self._run = jax.jit(lambda x, g: jax.lax.map(lambda pair: inputs(*pair), (x, g)))
-        self.run()
+        one = (_in_turns if whose == "ours" else _at_once)(kernel)
 
-    def run(self) -> float:
+        def own_inputs(x, k, g):
+            x, g = (own_part(a, PASSES if self._mesh.two_passes else None) for a in (x, g))
+            # What the devices return differs; only the time it takes is looked at.
+            return jax.lax.map(lambda pair: one(pair[0], k, pair[1]), (x, g))
+
+        self._prepared[whose] = (self._mesh.jit(own_inputs), self._mesh.place((x, k, g)))
+        self.run(whose)
+
+    def run(self, whose: Literal["ours", "platform"]) -> float:
         """Seconds an input, forward and backward."""
+        program, arguments = self._prepared[whose]
         began = time.perf_counter()
-        jax.block_until_ready(self._run(*self._arguments))
+        jax.block_until_ready(program(*arguments))
         return (time.perf_counter() - began) / INPUTS
 
 
-def _in_turns(kernel: Kernel, k: jax.Array) -> Callable[..., Any]:
-    """(x, g) → y, gradients of x and k; some images at a time, as layers go over them."""
+def _in_turns(kernel: Kernel) -> Callable[..., Any]:
+    """(x, k, g) → y, gradients of x and k; some images at a time, as layers go over them."""
 
     def function(x, k):
         if kernel.kind == "dense":
             return conv2d(x, k, stride=kernel.stride)
         return depthwise_conv2d(x, k, stride=kernel.stride, dilation=kernel.dilation)
 
-    def add_turn(dk, turn):
-        y, differentiate = jax.vjp(function, turn[0], k)
-        dx, own = differentiate(turn[1])
-        return dk + own, (y, dx)
+    def all_turns(x, k, g):
+        def add_turn(dk, turn):
+            dx, own = jax.vjp(function, turn[0], k)[1](turn[1])
+            return dk + own, dx
 
-    def all_turns(x, g):
         turns = BATCH // images_at_a_time(x.shape)
-        parts = (a.reshape(turns, -1, *a.shape[1:]) for a in (x, g))
-        return jax.lax.scan(add_turn, jnp.zeros_like(k), tuple(parts))
+        xs, gs = (a.reshape(turns, -1, *a.shape[1:]) for a in (x, g))
+        y = jax.lax.map(lambda x: function(x, k), xs)
+        dk, dx = jax.lax.scan(add_turn, jnp.zeros_like(k), (xs, gs))
+        return y, dx, dk
 
     return all_turns
 
 
-def _at_once(kernel: Kernel, k: jax.Array) -> Callable[..., Any]:
+def _at_once(kernel: Kernel) -> Callable[..., Any]:
     """The same by XLA's convolutions, as it differentiates them."""
 
     def function(x, k):
@@ -129,7 +142,7 @@ def _at_once(kernel: Kernel, k: jax.Array) -> Callable[..., Any]:
             return conv2d_native(x, k, kernel.stride)
         return depthwise_conv2d_native(x, k, kernel.stride, kernel.dilation)
 
-    def all_images(x, g):
+    def all_images(x, k, g):
         y, differentiate = jax.vjp(function, x, k)
         return y, *differentiate(g)
 
@@ -138,20 +151,19 @@ def _at_once(kernel: Kernel, k: jax.Array) -> Callable[..., Any]:
 
 def kernels(rounds: int, with_peer: bool) -> Iterator[Row]:
     """Every kernel of the network against the peer's and the platform's."""
-    peers: dict[str, Side] = {}
-    with Side(OurKernels, environment=devices.ENVIRONMENT) as ours:
+    with contextlib.ExitStack() as sides:
+        ours = sides.enter_context(Side(OurKernels, environment=devices.ENVIRONMENT))
+        peers = {"XLA's own": ours}
         if with_peer:
             from benchmarks.torch_peer import TorchKernels  # PyTorch is optional
 
-            peers["PyTorch channels-last"] = Side(TorchKernels, environment={})
-        peers["XLA's own"] = Side(OurKernels, environment=devices.ENVIRONMENT)
+            peer = Side(TorchKernels, environment=devices.ENVIRONMENT)
+            peers["PyTorch channels-last"] = sides.enter_context(peer)
         for kernel in network_kernels():
             for name, peer in peers.items():
                 # A hundred times slower (on CPU), the platform's would take most of the time.
-                turns = rounds if name != "XLA's own" else min(rounds, 3)
+                turns = min(rounds, 3) if peer is ours else rounds
                 yield _measure(kernel, ours, name, peer, turns)
-        for peer in peers.values():
-            peer.close()
 
 
 def _measure(kernel: Kernel, ours: Side, name: str, peer: Side, rounds: int) -> Row:
@@ -159,6 +171,6 @@ def _measure(kernel: Kernel, ours: Side, name: str, peer: Side, rounds: int) -> 
     peer.call("prepare", kernel, "platform")
     row = Row(str(kernel), [], name)
     for _ in range(rounds):
-        row.ours.append(ours.call("run"))
-        row.theirs.append(peer.call("run"))
+        row.ours.append(ours.call("run", "ours"))
+        row.theirs.append(peer.call("run", "platform"))
     return row

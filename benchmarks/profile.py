@@ -88,7 +88,7 @@ class Profiled(OurSteps):
 
     def profile(self, steps: int) -> dict[str, Any]:
         """Seconds of a weight step: of the whole, and of every kind of work."""
-        kinds = works(self.search.compile(1)["train_weights"].as_text())
+        kinds = works(self.search.compile()["train_weights"].as_text())
         self.turn("weights", steps)
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()

@@ -4,6 +4,7 @@ Both sides run the same architectures, those that our controller samples, so the
 is that of architectures too, and the ratio is taken turn by turn on the same ones.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.matmul import matmul_rate
+from benchmarks.host import matmul_rate
 from benchmarks.rows import Row
 from benchmarks.turns import Side
 from configs import adsaf, mibb
@@ -87,10 +88,6 @@ class OurSteps:
         self._state = jax.block_until_ready(self.search.init())
         self._next = 0
 
-    def describe(self) -> str:
-        """How many devices share a step."""
-        return str(len(self.search.mesh.devices))
-
     def first_step(self, phase: Phase) -> dict[str, float]:
         """Compile a phase by running a step of it; returns what that took."""
         self.search.sampled_architecture(self._state, phase, 0, 0)  # no program of the search's
@@ -120,7 +117,7 @@ class OurSteps:
         return seconds / steps, architectures
 
     def matmul_rate(self) -> float:
-        """See `benchmarks.matmul`; in the process, and by the library, of the steps."""
+        """See `benchmarks.host`; in the process, and by the library, of the steps."""
         return matmul_rate()
 
 
@@ -140,21 +137,21 @@ class _CompileWatch:
 
 def steps(size: Size, rounds: int, with_peer: bool) -> Iterator[Row]:
     """Rows of the weight step and the controller step, each measured `rounds` times."""
-    with Side(OurSteps, size, environment=devices.ENVIRONMENT) as ours:
-        theirs = _peer(size) if with_peer else None
+    with contextlib.ExitStack() as sides:
+        ours = sides.enter_context(Side(OurSteps, size, environment=devices.ENVIRONMENT))
+        theirs = sides.enter_context(_peer(size)) if with_peer else None
         for phase in ("weights", "controller"):
-            yield _measure_phase(size, phase, rounds, ours, theirs)
-        if theirs:
-            theirs.close()
+            yield measure_phase(size, phase, rounds, ours, theirs)
 
 
 def _peer(size: Size) -> Side:
     from benchmarks.torch_peer import TorchSteps  # PyTorch is optional
 
-    return Side(TorchSteps, size.config(), environment={})
+    return Side(TorchSteps, size.config(), environment=devices.ENVIRONMENT)
 
 
-def _measure_phase(size: Size, phase: Phase, rounds: int, ours: Side, theirs: Side | None) -> Row:
+def measure_phase(size: Size, phase: Phase, rounds: int, ours: Side, theirs: Side | None) -> Row:
+    """The row of one phase, `rounds` turns of each side."""
     compiled = ours.call("first_step", phase)
     row = Row(f"{phase} step, {size}", [], "PyTorch eager" if theirs else "")
     gflops = []
@@ -169,9 +166,10 @@ def _measure_phase(size: Size, phase: Phase, rounds: int, ours: Side, theirs: Si
     row.facts["GFLOP a step"] = float(np.mean(gflops))
     rates = np.array(gflops) / row.ours
     row.facts["of matmul rate"] = float(np.median(rates)) / ours.call("matmul_rate")
-    row.facts["peak GB"] = ours.peak_memory() / 1e9
-    if theirs:
-        row.facts["peer's peak GB"] = theirs.peak_memory() / 1e9
+    if phase == "weights":  # which takes more
+        row.facts["peak GB"] = ours.peak_memory() / 1e9
+        if theirs:
+            row.facts["peer's peak GB"] = theirs.peak_memory() / 1e9
     return row
 
 

@@ -27,16 +27,18 @@ def _first_step(workdir: Path, cache: Path) -> float:
         *(sys.executable, "-m", "experiments.search", "--config", "configs/mibb.py"),
         *("--workdir", str(workdir), "--compilation_cache", str(cache)),
         *("--config.data.name=digits", "--config.data.size=32"),
-        "--config.checkpoint_minutes=0",
+        "--config.checkpoint_minutes=1e-6",
     )
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while not (workdir / "timing.jsonl").exists():
-            if process.poll() is not None or time.perf_counter() - began > _LATEST:
-                raise RuntimeError(f"the search made no step: {process.communicate()[1]}")
-            time.sleep(0.05)
-        return time.perf_counter() - began
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while not (workdir / "timing.jsonl").exists():
+                if process.poll() is not None or time.perf_counter() - began > _LATEST:
+                    errors.seek(0)
+                    raise RuntimeError(f"the search made no step: {errors.read()}")
+                time.sleep(0.05)
+            return time.perf_counter() - began
+        finally:
+            process.kill()
+            process.wait()

@@ -7,6 +7,7 @@ side the environment, the threads and the memory that it has in use.
 import multiprocessing
 import os
 import resource
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +45,7 @@ class Side:
         return self._receive()
 
     def peak_memory(self) -> int:
-        """The most memory that the process has had so far, in bytes."""
+        """The most memory of the host that the process has had so far, in bytes."""
         return self.call("")
 
     def close(self) -> None:
@@ -83,4 +84,5 @@ def _serve(pipe: Any, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

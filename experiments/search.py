@@ -62,7 +62,7 @@ def search(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = 
 
 
 def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Search:
-    """The search on its data, checked and then compiled."""
+    """The search on its data, checked and then compiled as far as the first step needs."""
     dataset = _load(config["data"])
     run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
     settings = search_config(config, dataset)
@@ -72,7 +72,7 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Search:
         job = Search(settings, SearchData(*map(jax.numpy.asarray, arrays)), devices)
     _check_disk(run, job.shapes())
     Progress(0).log("compiling the search ...")
-    job.compile(_batches(job, config["candidates"]))
+    job.compile()
     return job
 
 

@@ -28,7 +28,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftnas_jax import machine
 from ftnas_jax.augment import normalize, random_crop, random_flip
 from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
@@ -119,25 +118,18 @@ class Search:
 
     # What a job calls
 
-    def compile(self, batches: int) -> dict[str, jax.stages.Compiled]:
-        """Compile all programs, side by side; without this, each is compiled at its first call.
-
-        Args:
-            batches: how many held-out batches each `score` will use.
+    def compile(self) -> dict[str, jax.stages.Compiled]:
+        """Compile what the first step needs, side by side; the rest is compiled at its first call.
 
         Returns:
-            The programs, to look at: `init`, `train_weights`, `train_controller` and `score`.
+            The programs, to look at: `init` and `train_weights`.
         """
-        state = self.mesh.described(self.shapes())
-        key, step, numbers = self._root, np.int32(0), np.arange(batches, dtype=np.int32)
-        first = self.config.space.first().to_array()
+        state, step = self.mesh.described(self.shapes()), np.int32(0)
         calls = {
-            "init": (self._run_init, key),
-            "train_weights": (self._run_weights, state, self.data, key, step, step),
-            "train_controller": (self._run_controller, state, self.data, key, step, step),
-            "score": (self._run_scores, _variables(state), self.data, key, first, numbers),
+            "train_weights": (self._run_weights, state, self.data, self._root, step, step),
+            "init": (self._run_init, self._root),
         }
-        with ThreadPoolExecutor(machine.cores()) as pool:
+        with ThreadPoolExecutor(len(calls)) as pool:
             # XLA holds no lock of Python's: while it compiles one program the next is traced here.
             compiling = {
                 name: pool.submit(run.lower(*args).compile) for name, (run, *args) in calls.items()

@@ -1,17 +1,22 @@
 """What benchmarks rest on: rows, sides in processes of their own, and kernels that agree."""
 
+import dataclasses
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import kernels
+from benchmarks import __main__ as command
+from benchmarks import kernels, profile
 from benchmarks.kernels import Kernel
 from benchmarks.rows import Row, table, write_json
-from benchmarks.search_steps import Size
+from benchmarks.search_steps import OurSteps, Size, measure_phase
 from benchmarks.turns import Side
+from ftnas_jax.costs import count_macs, layer_costs
+from ftnas_jax.space import Architecture, Space
 
 
 class Counter:
@@ -65,11 +70,95 @@ def test_a_ratio_is_taken_turn_by_turn(tmp_path):
 def test_our_kernels_in_turns_compute_what_the_platform_does(monkeypatch, kernel):
     monkeypatch.setattr("ftnas_jax.nn.layer._CACHE_ELEMENTS", 8 * 8 * 6 * 16)
     x, k, g = (jnp.asarray(a) for a in kernel.arrays())
-    dk, (y, dx) = kernels._in_turns(kernel, k)(x[0], g[0])
-    assert len(y) == 4  # turns
-    expected = kernels._at_once(kernel, k)(x[0], g[0])
-    for got, want in zip((y, dx, dk), expected, strict=True):
+    ours = kernels._in_turns(kernel)(x[0], k, g[0])
+    assert len(ours[0]) == 4  # turns
+    expected = kernels._at_once(kernel)(x[0], k, g[0])
+    for got, want in zip(ours, expected, strict=True):
         np.testing.assert_allclose(np.reshape(got, want.shape), want, rtol=1e-3, atol=1e-3)
+
+
+class Small(Size):
+    """Cells of one operation."""
+
+    def config(self):
+        space = Space(nodes=3, primitives=("none", "conv_1x1"))
+        return dataclasses.replace(super().config(), space=space)
+
+
+class Here:
+    """A side in this process."""
+
+    def __init__(self, there):
+        self.there = there
+
+    def call(self, method, *args):
+        return getattr(self.there, method)(*args)
+
+    def peak_memory(self):
+        return 2_500_000_000
+
+
+def test_steps_are_timed_and_their_work_counted():
+    size = Small(batch=4, channels=4, cells=3)
+    ours = Here(OurSteps(size, 1))
+    for phase, passes in (("weights", 3), ("controller", 1)):
+        row = measure_phase(size, phase, 2, ours, None)
+        assert row.workload == f"{phase} step, mibb, batch 4, 4 channels, 3 cells"
+        assert row.facts["programs"] == 1
+        assert len(row.ours) == 2
+        assert min(row.ours) > 0
+        # Least and most: no connection, or all six of 1x1 convolutions.
+        config = size.config()
+        macs = [
+            count_macs(layer_costs(config.network, config.space, known, (32, 32, 3)))
+            for known in (Architecture.from_array([[[0, op], [0, op]]] * 2) for op in (0, 1))
+        ]
+        least, most = (2 * m * 4 * 2 * passes / 1e9 for m in macs)
+        assert least <= row.facts["GFLOP a step"] <= most
+    assert row.ratios == []
+
+
+def test_the_command_prints_a_table_and_writes_every_row(monkeypatch, tmp_path, capsys):
+    def suite(rounds, peer):
+        yield Row(f"first, {rounds}", [1.0])
+        assert "first, 7" in path.read_text()  # at once
+        yield Row("second", [2.0])
+
+    path = tmp_path / "rows.json"
+    monkeypatch.setitem(command.SUITES, "mine", suite)
+    monkeypatch.setattr("sys.argv", ["benchmarks", "mine", "--rounds=7", f"--json={path}"])
+    command.main()
+    assert "second" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert [row["workload"] for row in content["rows"]] == ["first, 7", "second"]
+    assert "as 2 devices" in content["machine"] or "1 core" in content["machine"]
+
+
+def test_an_unknown_suite_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "mine"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "there is no suite 'mine'" in capsys.readouterr().err
+
+
+def test_work_is_told_by_the_innermost_scope():
+    def step(x, kernel):
+        with jax.named_scope("batch_norm"):
+            with jax.named_scope("window"):
+                y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME")
+            return jnp.cumsum(jnp.sin(y) + jnp.mean(y))
+
+    shapes = ((2, 3, 8, 8), (4, 3, 3, 3))
+    program = jax.jit(step).lower(*(jnp.ones(s) for s in shapes)).compile().as_text()
+    kinds = profile.works(program)
+    assert {"convolutions and pooling", "sums and gradients of BatchNorm"} <= set(kinds.values())
+    assert profile.work_of("while", "jit(f)/window/while") is None
+    assert profile.work_of("fusion", "jit(f)/window/add") == "convolutions and pooling"
+    gradients = "gradients of convolutions and pooling"
+    path = "transpose(jvp(net))/batch_norm/window_gradients/transpose(jvp())/mul"
+    assert profile.work_of("fusion", path) == gradients
+    assert profile.work_of("copy", "") == "copies and zeros"
+    assert profile.work_of("fusion", "jit(f)/add") == "all other instructions"
 
 
 def test_the_papers_size_is_the_default():

@@ -18,10 +18,11 @@ import scipy.stats
 torch = pytest.importorskip("torch")
 
 from benchmarks import torch_hardware  # noqa: E402
+from benchmarks.kernels import Kernel, _at_once  # noqa: E402
 from benchmarks.torch_controller import Policy, Reinforce, Sample  # noqa: E402
 from benchmarks.torch_hardware import Pass, failing_positions  # noqa: E402
 from benchmarks.torch_operations import Convolution, operation  # noqa: E402
-from benchmarks.torch_peer import TorchSearch  # noqa: E402
+from benchmarks.torch_peer import TorchKernels, TorchSearch  # noqa: E402
 from ftnas_jax.controller import Controller  # noqa: E402
 from ftnas_jax.faults import MiBB, StuckAt  # noqa: E402
 from ftnas_jax.fixed_point import FixedPoint  # noqa: E402
@@ -409,3 +410,33 @@ def test_what_the_peer_does_not_have():
     run = faulty_pass()
     with pytest.raises(FloatingPointError):
         run.write_(torch.full((2, 2), float("nan")))
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        Kernel("depthwise", 3, 8, 6),
+        Kernel("depthwise", 5, 8, 6, 2, 2),
+        Kernel("depthwise", 3, 8, 6, 2, 1),
+        Kernel("dense", 1, 8, 6),
+        Kernel("dense", 5, 8, 6, 2),
+    ],
+    ids=str,
+)
+def test_the_peers_kernels_compute_what_ours_do(kernel):
+    x, k, g = kernel.arrays()
+    expected = [_at_once(kernel)(*pair) for pair in zip(x, [k] * len(x), g, strict=True)]
+    y, dx, _ = expected[0]
+    peer = TorchKernels()
+    peer.prepare(kernel, "")
+    peer.run("")
+    own_dx = peer._xs[0].grad.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(own_dx, dx, rtol=1e-4, atol=1e-4)
+    own_y = peer._run(peer._xs[0], peer._kernel).detach().permute(0, 2, 3, 1)
+    np.testing.assert_allclose(own_y, y, rtol=1e-4, atol=1e-4)
+    peer._kernel.grad = None
+    for a, b in zip(peer._xs, peer._gs, strict=True):
+        peer._run(a, peer._kernel).backward(b)
+    own_dk = peer._kernel.grad.numpy()
+    own_dk = np.moveaxis(own_dk, (0, 1), (-1, -2)).reshape(k.shape)
+    np.testing.assert_allclose(own_dk, sum(dk for _, _, dk in expected), rtol=1e-3, atol=1e-2)
