@@ -1,6 +1,6 @@
 """What a search step costs, and what each part of it, beside a peer measured in the same run.
 
-    python -m benchmarks                              # all of it: an hour and more on two cores
+    python -m benchmarks                              # all of it
     python -m benchmarks steps kernels --rounds 24 --json results/benchmarks/cpu.json
 
 The peer is the same search in PyTorch eager, tuned for CPU; on a GPU or TPU, or without PyTorch

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.rows import Row
 from benchmarks.turns import Side
-from experiments import devices
+from experiments import devices, large_pages
 from ftnas_jax.nn.conv import (
     conv2d,
     conv2d_native,
@@ -152,14 +152,15 @@ def _at_once(kernel: Kernel) -> Callable[..., Any]:
 def kernels(rounds: int, with_peer: bool) -> Iterator[Row]:
     """Every kernel of the network against the peer's and the platform's."""
     with contextlib.ExitStack() as sides:
-        ours = sides.enter_context(Side(OurKernels, environment=devices.ENVIRONMENT))
+        ours = sides.enter_context(Side(OurKernels, environment=large_pages.ENVIRONMENT))
         peers = {"XLA's own": ours}
         if with_peer:
             from benchmarks.torch_peer import TorchKernels  # PyTorch is optional
 
-            peer = Side(TorchKernels, environment=devices.ENVIRONMENT)
+            peer = Side(TorchKernels, environment=large_pages.ENVIRONMENT)
             peers["PyTorch channels-last"] = sides.enter_context(peer)
         for kernel in network_kernels():
+            ours.call("prepare", kernel, "ours")
             for name, peer in peers.items():
                 # A hundred times slower (on CPU), the platform's would take most of the time.
                 turns = min(rounds, 3) if peer is ours else rounds
@@ -167,7 +168,6 @@ def kernels(rounds: int, with_peer: bool) -> Iterator[Row]:
 
 
 def _measure(kernel: Kernel, ours: Side, name: str, peer: Side, rounds: int) -> Row:
-    ours.call("prepare", kernel, "ours")
     peer.call("prepare", kernel, "platform")
     row = Row(str(kernel), [], name)
     for _ in range(rounds):

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.search_steps import CONFIGS, OurSteps, Size
 from benchmarks.turns import Side
-from experiments import devices
+from experiments import large_pages
 from ftnas_jax import machine
 
 _SCOPES = {
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="path without .json and .png")
     args = parser.parse_args()
     size = Size(args.faults)
-    with Side(Profiled, size, environment=devices.ENVIRONMENT) as side:
+    with Side(Profiled, size, environment=large_pages.ENVIRONMENT) as side:
         result = side.call("profile", args.steps)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

@@ -19,7 +19,7 @@ from benchmarks.host import matmul_rate
 from benchmarks.rows import Row
 from benchmarks.turns import Side
 from configs import adsaf, mibb
-from experiments import devices
+from experiments import devices, large_pages
 from experiments.configuration import search_config
 from ftnas_jax.costs import count_macs, layer_costs
 from ftnas_jax.data import Dataset
@@ -138,7 +138,7 @@ class _CompileWatch:
 def steps(size: Size, rounds: int, with_peer: bool) -> Iterator[Row]:
     """Rows of the weight step and the controller step, each measured `rounds` times."""
     with contextlib.ExitStack() as sides:
-        ours = sides.enter_context(Side(OurSteps, size, environment=devices.ENVIRONMENT))
+        ours = sides.enter_context(Side(OurSteps, size, environment=large_pages.ENVIRONMENT))
         theirs = sides.enter_context(_peer(size)) if with_peer else None
         for phase in ("weights", "controller"):
             yield measure_phase(size, phase, rounds, ours, theirs)
@@ -147,7 +147,7 @@ def steps(size: Size, rounds: int, with_peer: bool) -> Iterator[Row]:
 def _peer(size: Size) -> Side:
     from benchmarks.torch_peer import TorchSteps  # PyTorch is optional
 
-    return Side(TorchSteps, size.config(), environment=devices.ENVIRONMENT)
+    return Side(TorchSteps, size.config(), environment=large_pages.ENVIRONMENT)
 
 
 def measure_phase(size: Size, phase: Phase, rounds: int, ours: Side, theirs: Side | None) -> Row:

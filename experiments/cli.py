@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import devices
+from ftnas_jax.checkpoints import explain_os_errors
 from ftnas_jax.errors import InputError
 
 _DEFAULT_COMPILATION_CACHE = "~/.cache/ftnas_jax/xla"
@@ -87,10 +89,6 @@ def _read_flags(argv: list[str]) -> None:
 def _use_compilation_cache(folder: str) -> None:
     if not folder:
         return
-    import jax  # after the flags: a mistake in them is answered at once
-
-    from ftnas_jax.checkpoints import explain_os_errors
-
     path = Path(os.path.expanduser(folder))
     with explain_os_errors(f"keep compiled programs in {path}"):
         path.mkdir(parents=True, exist_ok=True)

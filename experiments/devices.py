@@ -1,7 +1,6 @@
-"""The devices of a job, and the process around them."""
+"""The devices of a job."""
 
 import os
-import sys
 from typing import Any
 
 import jax
@@ -9,23 +8,8 @@ import jax
 from ftnas_jax import machine
 from ftnas_jax.errors import InputError
 
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Large pages for large arrays (Linux): a step writes gigabytes that it has just been given, and by
-small pages the kernel would take a fifth of the time of it."""
-
 _CPU_DEVICES = 2
 """A CPU's share of work by default: one runs the clean pass, the other the faulty one."""
-
-
-def restart_with_large_pages() -> None:
-    """Begin this process again with `ENVIRONMENT`, where it is not there and could matter.
-
-    The C library reads it once, when a process begins. The number and the parent of the process
-    stay, and so do its arguments. A GLIBC_TUNABLES of the user's is left as it is.
-    """
-    if sys.platform == "linux" and not os.environ.keys() & ENVIRONMENT.keys():
-        arguments = [sys.executable, *sys.orig_argv[1:]]
-        os.execve(sys.executable, arguments, os.environ | ENVIRONMENT)
 
 
 def make_cpu_devices(wanted: int) -> None:

@@ -4,6 +4,11 @@ The same command goes on with a run that was interrupted, to the same result. Fi
 are overridden as --config.network.channels=8; see `configs/search_defaults.py` for all of them.
 """
 
+if __name__ == "__main__":
+    from experiments import large_pages
+
+    large_pages.restart()  # before the other imports, which would all be made again
+
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +18,6 @@ import numpy as np
 
 from experiments import cli, genotypes, report
 from experiments.configuration import search_config
-from experiments.devices import restart_with_large_pages
 from ftnas_jax import data
 from ftnas_jax.data_io import check_space
 from ftnas_jax.errors import InputError, as_input_error
@@ -198,6 +202,7 @@ def _score_candidates(
         "random": job.propose_random(fields["random"]),
         "given": [architecture.to_array() for architecture in given],
     }
+    batches = min(fields["batches"], job.controller_steps)
     todo = [(group, np.asarray(a)) for group, many in groups.items() for a in many]
     rows = run.read_json(_CANDIDATES_FILE) or []
     with Progress(len(todo), title="candidates") as progress:
@@ -205,18 +210,12 @@ def _score_candidates(
         for group, architecture in todo[len(rows) :]:
             if stop.requested:
                 break
-            scores = _finished(job.score, state, architecture, _batches(job, fields))
+            scores = _finished(job.score, state, architecture, batches)
             rows.append(report.candidate_row(job.config.space, group, architecture, scores))
             run.write_json(_CANDIDATES_FILE, rows)
             progress.update(len(rows), reward=rows[-1]["reward"])
     return rows
 
 
-def _batches(job: Search, fields: Mapping[str, Any]) -> int:
-    """Held-out batches that every candidate is scored on."""
-    return min(fields["batches"], job.controller_steps)
-
-
 if __name__ == "__main__":
-    restart_with_large_pages()
     cli.run(search)

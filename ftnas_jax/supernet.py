@@ -56,8 +56,7 @@ class NetworkConfig:
             or `skip_connect` for a factorized reduction.
         batch_norm: `batch` normalizes by the statistics of the batch at hand, in evaluation too,
             as the published search does; `running` evaluates with running averages, which
-            training updates in its clean passes (in
-            faulty ones where there are no others).
+            training updates in its clean passes (in faulty ones where there are no others).
         affine: whether BatchNorms of cells have scale and offset (the stem's always has).
         pool_norm: whether a BatchNorm stands behind pooling. The published supernet has affine
             off and pool_norm on, its final networks the reverse.

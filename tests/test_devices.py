@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from experiments import devices
+from experiments import large_pages
 
 RESTART = """
 import os, sys
-from experiments.devices import restart_with_large_pages
+from experiments.large_pages import restart
 print("begin", flush=True)
-restart_with_large_pages()
+restart()
 print(os.environ["GLIBC_TUNABLES"], *sys.argv[1:])
 """
 
@@ -26,7 +26,7 @@ def test_a_process_begins_again_with_large_pages_unless_the_user_has_tunables(ow
     command = [sys.executable, "-c", RESTART, "--flag", "two words"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     begins = ["begin"] * (1 if own else 2)
-    expected = own or devices.ENVIRONMENT["GLIBC_TUNABLES"]
+    expected = own or large_pages.ENVIRONMENT["GLIBC_TUNABLES"]
     assert done.stdout.splitlines() == [*begins, f"{expected} --flag two words"]
 
 
