@@ -124,6 +124,12 @@ class Space:
         return FAN_IN * self.inner_nodes
 
     @property
+    def edge_nodes(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of every edge, in the order of `edge_index`."""
+        pairs = [(s, t) for t in range(INPUT_NODES, self.nodes) for s in range(t)]
+        return tuple(sorted(pairs, key=lambda pair: edge_index(*pair)))
+
+    @property
     def edges(self) -> int:
         """Possible (input node, node) pairs of one cell: 14 for B = 6."""
         return self.nodes * (self.nodes - 1) // 2 - 1

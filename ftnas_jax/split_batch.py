@@ -25,6 +25,11 @@ def own_part(whole: jax.Array, axis: Axis) -> jax.Array:
     return lax.dynamic_slice_in_dim(whole, lax.axis_index(axis) * count, count)
 
 
+def first_of_part(count: int, axis: Axis) -> int | jax.Array:
+    """The number, in the whole batch, of the first of the `count` images on this device."""
+    return 0 if axis is None else lax.axis_index(axis) * count
+
+
 def mean_of_parts(own: Any, axis: Axis) -> Any:
     """The means over the whole batch of what are means over a part of it, a tree of arrays."""
     return own if axis is None else lax.pmean(own, axis)

@@ -15,10 +15,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.faults import Place
 from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
-from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, hold_weights, write_features
+from ftnas_jax.nn.hardware import (
+    CLEAN,
+    Draw,
+    Hardware,
+    draw_maps,
+    exposures_at,
+    hold_weights,
+    write_features,
+)
 from ftnas_jax.nn.norm import update_running
 from ftnas_jax.nn.primitives import (
     NORM_SLOTS,
@@ -168,7 +177,7 @@ class Network(nn.Module):
             )
             out = cell(older, newer, chosen[int(reduction)], draw.at(1 + place))
             older, newer = newer, out
-        return self._classify(newer, train)
+        return self._classify(newer, train, draw.at(1 + config.cells))
 
     def _chosen(self, architecture):
         if (self.architecture is None) == (architecture is None):
@@ -181,14 +190,20 @@ class Network(nn.Module):
         self.space.check(given)
         return given
 
-    def _classify(self, x: jax.Array, train: bool) -> jax.Array:
-        pooled = write_features(jnp.mean(x, (1, 2)), self.hardware, None)
+    def _classify(self, x: jax.Array, train: bool, draw: Draw) -> jax.Array:
+        pooled = jnp.mean(x, (1, 2))
+        stored = exposures_at(self.hardware, "stored", Place("pool"))
+        faults = draw_maps(self.hardware, "stored", draw.at(0), pooled.shape, stored)
+        pooled = write_features(pooled, self.hardware, faults)
         pooled = self._drop(pooled) if train else pooled
         classes = self.config.num_classes
         shapes = {"kernel": (pooled.shape[-1], classes), "bias": (classes,)}
         kernel = self.param("kernel", initialize, "kernel", shapes)
         bias = self.param("bias", initialize, "bias", shapes)
-        held = hold_weights(kernel, self.hardware, None)
+        place = Place("classifier", pooled.shape[-1], kernel.size)
+        exposures = exposures_at(self.hardware, "weights", place)
+        faults = draw_maps(self.hardware, "weights", draw.at(1), kernel.shape, exposures)
+        held = hold_weights(kernel, self.hardware, faults)
         return jnp.matmul(pooled, held, precision=EXACT) + bias[None]
 
     def _drop(self, x: jax.Array) -> jax.Array:
@@ -235,14 +250,15 @@ class _Block(nn.Module):
         shapes = parameter_shapes(name, x.shape[-1], features, stride=stride, affine=affine)
         width = widest_site(name, x.shape[-1], features)
         running = self._running(f"{name}/stats", (NORM_SLOTS, 2, width))
-        table = FaultTable(self.hardware, ((name, stride),), x.shape[-1], features)
+        paths = (("/".join(self.path),),)
+        table = FaultTable(self.hardware, ((name, stride),), x.shape[-1], features, paths)
         out = (x.shape[0], x.shape[1] // stride, x.shape[2] // stride, width)
         y, statistics = apply_primitive(
             name,
             self._parameters(name, shapes),
             x,
             self._to_use(running),
-            table.draw(0, draw.at(0), draw.at(1), out),
+            table.draw(0, 0, draw.at(0), draw.at(1), out),
             stride=stride,
             hardware=self.hardware,
             pool_norm=self.config.pool_norm,
@@ -279,7 +295,9 @@ class Cell(_Block):
             )
             for i, x in enumerate((older, newer))
         ]
-        spec = CellSpec(self.space, self.reduction, self.hardware, self.config.pool_norm)
+        spec = CellSpec(
+            self.space, self.reduction, self.hardware, self.config.pool_norm, "/".join(self.path)
+        )
         edges = self._edges(spec)
         params = self._edge_parameters(spec, edges)
         primitives = len(self.space.primitives)

@@ -57,12 +57,12 @@ def as_rate(p) -> Rate:
     return Rate(p, threshold, jnp.minimum(-1 / jnp.log1p(-p), jnp.float32(1e30)))
 
 
-def random_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform uint32 of `shape`. Consumes `key`.
+def random_words(keys: jax.Array, size: int) -> jax.Array:
+    """Uniform uint32 [n, size], a row for each of the keys [n]. Consumes `keys`.
 
-    The same numbers as a draw of that shape, but XLA compiles a flat draw many times faster (CPU).
+    XLA compiles flat draws many times faster than shaped ones (CPU).
     """
-    return jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
+    return jax.vmap(lambda key: jax.random.bits(key, (size,), jnp.uint32))(keys)
 
 
 def below(words: jax.Array, rate: Rate) -> jax.Array:
@@ -70,57 +70,70 @@ def below(words: jax.Array, rate: Rate) -> jax.Array:
     return (words < jnp.asarray(rate.threshold)) | jnp.asarray(rate.p >= 1)
 
 
-def failures(key: jax.Array, size: int, rate: Rate, values) -> jax.Array:
-    """Zeros with `values(key, n)` at the positions of independent failures. Consumes `key`.
+def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = False) -> jax.Array:
+    """Zeros with `values(key, n)` at the positions of independent failures. Consumes `keys`.
 
     The cheaper sampler is chosen while tracing where the rate is known, else when it runs; a rate
-    gives the same failures either way.
+    gives the same failures either way. A row depends on its key alone.
 
     Args:
-        key: typed key.
+        keys: typed keys [n].
         size: number of positions.
         rate: probability of a failure, scalar.
         values: (key, n) → int8 [n], the value at a failing position.
+        nested: whether the failures of a key at a rate must be among those at any higher rate,
+            with the same values: only a word for each position does that.
 
     Returns:
-        int8 [size].
+        int8 [n, size].
     """
 
     def sparse():
-        return _sparse_failures(key, size, rate, values)
+        return _sparse_failures(keys, size, rate, values)
 
     def dense():
-        hit_key, value_key = jax.random.split(key)
-        hit = below(random_words(hit_key, (size,)), rate)
-        return jnp.where(hit, values(value_key, size), jnp.int8(0))
+        pairs = jax.vmap(jax.random.split)(keys)
+        hit = below(random_words(pairs[:, 0], size), rate)
+        drawn = jax.vmap(lambda key: values(key, size))(pairs[:, 1])
+        return jnp.where(hit, drawn, jnp.int8(0))
 
-    if size >= _EXACT_FLOAT:
+    if nested or len(keys) * size >= _EXACT_FLOAT:
         return dense()
     if isinstance(rate.p, np.generic):
         return sparse() if rate.p < _SPARSE_BELOW else dense()
     return jax.lax.cond(rate.p < _SPARSE_BELOW, sparse, dense)
 
 
-def _sparse_failures(key, size: int, rate: Rate, values) -> jax.Array:
-    """Draws chunks of positions until one lies behind the array, so no tail is cut."""
-    chunk = max(1, size // _CHUNKS)
+def bit_failures(
+    keys: jax.Array, size: int, bits: int, rate: Rate, values, *, nested: bool = False
+) -> jax.Array:
+    """`failures` of every bit of `size` codes on its own: int32 [n, size, bits]."""
+    found = failures(keys, size * bits, rate, values, nested=nested)
+    return found.reshape(len(keys), size, bits).astype(jnp.int32)
+
+
+def _sparse_failures(keys, size: int, rate: Rate, values) -> jax.Array:
+    """Draws chunks of positions until one lies behind every row, so no tail is cut."""
+    chunk, rows = max(1, size // _CHUNKS), len(keys)
 
     def unfinished(state):
-        return state[0] < size
+        return jnp.any(state[0] < size)
 
     def draw(state):
         last, turn, out = state
-        gap_key, value_key = jax.random.split(jax.random.fold_in(key, turn))
-        # float32 sums are exact up to `size`; larger ones need only stay behind the array.
-        ends = last.astype(jnp.float32) + jnp.cumsum(_geometric_gaps(gap_key, chunk, rate))
+        pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, turn)))(keys)
+        gaps = jax.vmap(lambda key: _geometric_gaps(key, chunk, rate))(pairs[:, 0])
+        # float32 sums are exact up to `size`; larger ones need only stay behind the row.
+        ends = last[:, None].astype(jnp.float32) + jnp.cumsum(gaps, 1)
         positions = jnp.minimum(ends, jnp.float32(size + 1)).astype(jnp.int32)
-        out = out.at[positions - 1].set(
-            values(value_key, chunk), mode="drop", indices_are_sorted=True, unique_indices=True
-        )
-        return positions[-1], turn + 1, out
+        drawn = jax.vmap(lambda key: values(key, chunk))(pairs[:, 1])
+        starts = size * jnp.arange(rows, dtype=jnp.int32)[:, None]
+        places = jnp.where(positions <= size, starts + positions - 1, rows * size)
+        out = out.at[places.ravel()].set(drawn.ravel(), mode="drop")
+        return positions[:, -1], turn + 1, out
 
-    start = (jnp.int32(0), jnp.int32(0), jnp.zeros(size, jnp.int8))
-    return jax.lax.while_loop(unfinished, draw, start)[2]
+    start = (jnp.zeros(rows, jnp.int32), jnp.int32(0), jnp.zeros(rows * size, jnp.int8))
+    return jax.lax.while_loop(unfinished, draw, start)[2].reshape(rows, size)
 
 
 def _geometric_gaps(key: jax.Array, count: int, rate: Rate) -> jax.Array:

@@ -3,30 +3,40 @@
 import dataclasses
 import functools
 import math
-import numbers
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import bernoulli
-from ftnas_jax.faults.model import Site, check_rate
+from ftnas_jax.faults.model import (
+    AccumulatingModel,
+    Place,
+    Site,
+    check_rate,
+    compound,
+    first_order,
+)
 from ftnas_jax.fixed_point import FixedPoint, saturate
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["p_m"], meta_fields=["form"])
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["p_m", "accumulated"],
+    meta_fields=["form", "layers", "per"],
+)
 @dataclasses.dataclass(frozen=True)
-class MiBB:
+class MiBB(AccumulatingModel):
     """A feature gets a bias of ±2^α steps, α uniform over all bits, the sign uniform (Eq. 8).
 
-    Eq. 8 simplifies Eq. 7: at most one bit of a feature is hit. The result saturates at the ends of
-    the feature format.
+    Eq. 8 simplifies Eq. 7: at most one bit of a feature is hit; see `BitBias`. The result saturates
+    at the ends of the feature format.
 
     Attributes:
         p_m: error rate of one multiply-accumulate, in [0, 1].
         form: how a feature behind M_l of them fails. `compound`, 1 - (1 - p_m)^M_l, stays a
             probability and is what the paper's published code computes; `linear`, p_m · M_l cut
-            at 1, is the paper's first-order text.
+            at 1, is the paper's first-order text. With M_p, M_l · M_p stands in place of M_l.
     """
 
     p_m: float | jax.Array = 1e-4
@@ -34,43 +44,37 @@ class MiBB:
 
     name: ClassVar[str] = "mibb"
     site: ClassVar[Site] = "features"
+    rates: ClassVar[tuple[str, ...]] = ("p_m",)
 
     def __post_init__(self):
+        super().__post_init__()
         check_rate(self.name, "p_m", self.p_m)
         if self.form not in ("compound", "linear"):
             raise ValueError(f"mibb: form is {self.form!r}; choose compound or linear")
 
-    def rate(self, macs: int):
-        """Probability that one feature behind `macs` multiply-accumulates is hit."""
-        if isinstance(self.p_m, numbers.Real):
-            return _rate(float(self.p_m), macs, self.form)
-        p_m = jnp.asarray(self.p_m, jnp.float32)
-        if self.form == "linear":
-            return jnp.minimum(p_m * macs, 1.0)
-        return -jnp.expm1(macs * jnp.log1p(-p_m))
+    def probability(self, place: Place, fmt: FixedPoint | None = None):
+        """That one feature is hit."""
+        del fmt
+        over = compound if self.form == "compound" else first_order
+        return over(self.p_m, place.macs * self.accumulated)
 
-    def exposure(self, macs: int) -> bernoulli.Rate:
-        """The rate of features behind `macs` multiply-accumulates."""
-        return bernoulli.as_rate(self.rate(macs))
+    def exposure(self, place: Place) -> bernoulli.Rate:
+        """The rate of features."""
+        return bernoulli.as_rate(self.probability(place))
 
     def sample(
-        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: bernoulli.Rate
+        self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: bernoulli.Rate
     ) -> jax.Array:
-        """int8 of `shape`: ±(α + 1) where a feature gets a bias of ±2^α, else 0."""
+        """int8 [n, *shape]: ±(α + 1) where a feature gets a bias of ±2^α, else 0."""
         values = functools.partial(_biases, bits=fmt.bits)
-        return bernoulli.failures(key, math.prod(shape), exposure, values).reshape(shape)
+        maps = bernoulli.failures(keys, math.prod(shape), exposure, values, nested=self.nested)
+        return maps.reshape(len(keys), *shape)
 
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
         """The codes with their biases added, saturated."""
         places = jnp.abs(fault_map).astype(jnp.int32) - 1
         size = jnp.left_shift(jnp.int32(1), jnp.maximum(places, 0))
         return saturate(codes + jnp.sign(fault_map).astype(jnp.int32) * size, fmt)
-
-
-def _rate(p_m: float, macs: int, form: str) -> float:
-    if form == "linear":
-        return min(p_m * macs, 1.0)
-    return 1.0 if p_m == 1 else -math.expm1(macs * math.log1p(-p_m))
 
 
 def _biases(key: jax.Array, count: int, *, bits: int) -> jax.Array:

@@ -1,55 +1,214 @@
-"""What every fault model has in common: where it acts, and how faults reach codes."""
+"""What every fault model has in common: where it acts, when its maps are drawn, how they act."""
 
+import dataclasses
+import functools
+import math
 import numbers
-from typing import Any, ClassVar, Literal, Protocol
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 
 from ftnas_jax.fixed_point import FixedPoint
 
-Site = Literal["weights", "features"]
-"""What a model acts on: weights w, or pre-activation features f (Table 3)."""
+Site = Literal["weights", "features", "activations"]
+"""What a model acts on (Table 3): weights w, pre-activation features f where logic computes them,
+or activations y in the buffer that stores them."""
+
+Per = Literal["image", "batch", "chip"]
+"""When maps are drawn: transient faults for every image or every batch, persistent ones once."""
 
 
-class FaultModel(Protocol):
+class Place(NamedTuple):
+    """A tensor of a network, as fault models see it.
+
+    Attributes:
+        path: of its layer, as in `encoder/conv_0`.
+        macs: M_l, multiply-accumulates behind one element; 0 where it is only stored.
+        size: number of elements, of all images together.
+    """
+
+    path: str
+    macs: int = 0
+    size: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultModel:
     """A statistical fault model: a frozen dataclass of rates that is also a pytree of them.
 
     With Python numbers as rates a model is hashable and its rates are known when a program is
     traced; with arrays one compiled program serves many rates.
+
+    Attributes:
+        layers: which layers fail, as patterns of their paths joined by `|`: `*` stands for
+            anything, a pattern behind `!` names layers that stay sound. `!stem` is all but the
+            stem, `cell*|!cell0/*` all cells but the first.
+        per: `image` and `batch` draw a map anew for each (transient faults), `chip` draws one for
+            all of them (persistent faults). By default weights fail per chip, all else per image.
     """
+
+    layers: str = "*"
+    per: Per | Literal["default"] = "default"
 
     name: ClassVar[str]
     site: ClassVar[Site]
+    rates: ClassVar[tuple[str, ...]]
+    """The fields that are 0 where nothing fails."""
+    crossbar: ClassVar[bool] = False
+    """Whether the faults are of crossbars, which hold the signs of weights apart."""
+    analog: ClassVar[bool] = False
+    """Whether faulty codes lie between those of the format: conductances, not numbers."""
 
-    def exposure(self, macs: int) -> Any:
-        """What `sample` needs to know of a site: a pytree of scalars, alike for all sites.
+    def __post_init__(self):
+        if self.per == "default":
+            object.__setattr__(self, "per", "chip" if self.site == "weights" else "image")
+        if self.per not in ("image", "batch", "chip"):
+            raise ValueError(f"{self.name}: per is {self.per!r}; choose image, batch or chip")
+        if self.site == "weights" and self.per == "image":
+            raise ValueError(
+                f"{self.name}: weights are read once for a batch; per is chip or batch, not image"
+            )
+        if not all(pattern.strip(" !") for pattern in self.layers.split("|")):
+            raise ValueError(f"{self.name}: layers is {self.layers!r}, with an empty pattern")
 
-        `macs` is M_l, the multiply-accumulates behind one element; only models of faults in logic
-        use it.
+    def acts_at(self, path: str) -> bool:
+        """Whether a layer at `path` is one of `layers`."""
+        patterns = [pattern.strip() for pattern in self.layers.split("|")]
+        wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
+        sound = [p.removeprefix("!").strip() for p in patterns if p.startswith("!")]
+        return _matches(path, wanted) and not _matches(path, sound)
+
+    def at(self, path: str) -> Self:
+        """The model as it acts on a layer: itself, or with rates of 0 where it does not."""
+        if self.acts_at(path):
+            return self
+        return dataclasses.replace(self, **dict.fromkeys(self.rates, 0.0))
+
+    def check(self, fmt: FixedPoint) -> None:
+        """Raise ValueError where codes of a format cannot have these faults."""
+        del fmt
+
+    def exposure(self, place: Place) -> Any:
+        """What `sample` needs to know of a place: a pytree of scalars, alike for all places."""
+        raise NotImplementedError
+
+    def probability(self, place: Place, fmt: FixedPoint) -> Any:
+        """That an element of a place is hit, in [0, 1]; a float where the rates are numbers."""
+        raise NotImplementedError
+
+    def sample(
+        self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: Any
+    ) -> jax.Array:
+        """Fault maps for codes of `shape`, one for each key. Consumes `keys`.
+
+        Args:
+            keys: typed keys [n].
+            shape: of one map.
+            fmt: number format of the codes.
+            exposure: from `exposure`.
+
+        Returns:
+            Integers or float32 [n, *shape]; 0 is sound.
         """
-        ...
+        raise NotImplementedError
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure) -> Any:
-        """Draw a fault map for codes of `shape`, as an array of it; 0 is sound. Consumes `key`."""
-        ...
+    def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
+        """The codes that hardware with these faults holds.
 
-    def apply(self, codes: jax.Array, fault_map: Any, fmt: FixedPoint) -> jax.Array:
-        """The codes (int32) that hardware with these faults holds; again codes of `fmt`."""
-        ...
+        Args:
+            codes: int32.
+            fault_map: like `codes`, but that its first dimension may be 1.
+            fmt: number format of the codes.
+
+        Returns:
+            int32 codes of `fmt` again; float32 from a model that is `analog`.
+        """
+        raise NotImplementedError
+
+
+def _matches(path: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AccumulatingModel(FaultModel):
+    """A model whose persistent faults grow in number with time.
+
+    Attributes:
+        accumulated: M_p(t) >= 1 (§3.2), how many times the rates of `per=chip` have been met. A
+            rate r becomes 1 - (1 - r)^M_p, which stays a probability; r · M_p to first order. The
+            faults of one chip at a larger M_p contain those at a smaller one.
+    """
+
+    accumulated: float | jax.Array = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.accumulated, numbers.Real):
+            return
+        if not 1 <= float(self.accumulated) < math.inf:
+            raise ValueError(f"{self.name}: accumulated is {self.accumulated}; M_p is at least 1")
+        if self.accumulated != 1 and self.per != "chip":
+            raise ValueError(f"{self.name}: faults drawn per {self.per} do not accumulate")
+
+    @property
+    def nested(self) -> bool:
+        """Whether the maps of one key must grow with the rate: those of a chip do."""
+        return self.per == "chip"
 
 
 def apply_maps(
     codes: jax.Array, models: tuple[FaultModel, ...], maps: tuple[Any, ...] | None, fmt: FixedPoint
 ) -> jax.Array:
-    """The codes with the faults of every model in turn; unchanged where `maps` is None."""
-    if maps is None:
-        return codes
-    for model, fault_map in zip(models, maps, strict=True):
+    """The codes with the faults of every model in turn.
+
+    Args:
+        codes: int32.
+        models: of the faults.
+        maps: one for each model, None where it does not act; or None for no faults at all.
+        fmt: number format of the codes.
+    """
+    for model, fault_map in _present(models, maps):
         codes = model.apply(codes, fault_map, fmt)
     return codes
+
+
+def faulty_positions(
+    models: tuple[FaultModel, ...], maps: tuple[Any, ...] | None
+) -> jax.Array | None:
+    """Bool array: which elements any of the models hits; None where there are no maps.
+
+    Variation, which leaves no element as it is, is no fault of any one of them.
+    """
+    hits = [m != 0 for model, m in _present(models, maps) if not model.analog]
+    return functools.reduce(jnp.logical_or, hits) if hits else None
+
+
+def _present(models, maps):
+    pairs = zip(models, maps, strict=True) if maps is not None else ()
+    return [(model, fault_map) for model, fault_map in pairs if fault_map is not None]
 
 
 def check_rate(model: str, field: str, rate: Any) -> None:
     """Raise ValueError where `rate` is a number outside [0, 1]; arrays are let through."""
     if isinstance(rate, numbers.Real) and not 0 <= float(rate) <= 1:
         raise ValueError(f"{model}: {field} is {rate}; a rate lies in [0, 1]")
+
+
+def compound(rate: Any, times: Any) -> Any:
+    """1 - (1 - rate)^times: met `times` times over; a float where both are numbers."""
+    if isinstance(rate, numbers.Real) and isinstance(times, numbers.Real):
+        if not times:
+            return 0.0
+        return 1.0 if rate == 1 else -math.expm1(float(times) * math.log1p(-float(rate)))
+    rate, times = jnp.asarray(rate, jnp.float32), jnp.asarray(times, jnp.float32)
+    return jnp.where(times == 0, 0.0, -jnp.expm1(times * jnp.log1p(-rate)))
+
+
+def first_order(rate: Any, times: Any) -> Any:
+    """rate · times, cut at 1; a float where both are numbers."""
+    if isinstance(rate, numbers.Real) and isinstance(times, numbers.Real):
+        return min(float(rate) * float(times), 1.0)
+    return jnp.minimum(jnp.asarray(rate, jnp.float32) * jnp.asarray(times, jnp.float32), 1.0)

@@ -2,22 +2,89 @@
 
 import dataclasses
 import functools
+import math
 import numbers
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import bernoulli
-from ftnas_jax.faults.model import Site, check_rate
+from ftnas_jax.faults.model import AccumulatingModel, Place, Site, check_rate, compound
 from ftnas_jax.fixed_point import FixedPoint
 
 HEALTHY, STUCK_AT_0, STUCK_AT_1 = 0, 1, 2
+_STATES = 3
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["p0", "p1"], meta_fields=[])
+class CellRates(NamedTuple):
+    """Rates of the two kinds of stuck cells."""
+
+    saf0: bernoulli.Rate
+    saf1: bernoulli.Rate
+
+
+def sample_states(keys: jax.Array, size: int, rates: CellRates) -> jax.Array:
+    """int8 [n, size]: HEALTHY, STUCK_AT_0 or STUCK_AT_1 for every cell. Consumes `keys`.
+
+    SAF0 takes the words at one end and SAF1 those at the other, so that raising either rate leaves
+    the cells stuck that were so before.
+    """
+    words = bernoulli.random_words(keys, size)
+    saf1 = jnp.where(bernoulli.below(~words, rates.saf1), STUCK_AT_1, HEALTHY)
+    return jnp.where(bernoulli.below(words, rates.saf0), STUCK_AT_0, saf1).astype(jnp.int8)
+
+
 @dataclasses.dataclass(frozen=True)
-class StuckAt:
+class StuckCells(AccumulatingModel):
+    """Rates of stuck cells, for models of what a stuck cell does to a weight.
+
+    Attributes:
+        p0: rate of SAF0 in a cell, in [0, 1].
+        p1: rate of SAF1 in a cell, in [0, 1]; p0 + p1 is at most 1.
+    """
+
+    p0: float | jax.Array = 0.067
+    p1: float | jax.Array = 0.013
+
+    site: ClassVar[Site] = "weights"
+    rates: ClassVar[tuple[str, ...]] = ("p0", "p1")
+    crossbar: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_rate(self.name, "p0", self.p0)
+        check_rate(self.name, "p1", self.p1)
+        known = all(isinstance(rate, numbers.Real) for rate in (self.p0, self.p1))
+        # Sums such as 0.9 + 0.1 may exceed 1 by a rounding error.
+        total = round(float(self.p0) + float(self.p1), 6) if known else None
+        check_rate(self.name, "p0 + p1", total)
+
+    def cell_rates(self) -> tuple[Any, Any]:
+        """p0 and p1 after accumulation, in the same proportion."""
+        if isinstance(self.accumulated, numbers.Real) and self.accumulated == 1:
+            return self.p0, self.p1
+        total = self.p0 + self.p1
+        if isinstance(total, numbers.Real):
+            grown = compound(min(float(total), 1.0), self.accumulated) / total if total else 0.0
+        else:
+            grown = compound(total, self.accumulated) / jnp.maximum(total, 1e-30)
+        return self.p0 * grown, self.p1 * grown
+
+    def exposure(self, place: Place) -> CellRates:
+        """The rates of a cell; every place has the same."""
+        del place
+        p0, p1 = self.cell_rates()
+        return CellRates(bernoulli.as_rate(p0), bernoulli.as_rate(p1))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["p0", "p1", "accumulated"],
+    meta_fields=["cells", "layers", "per"],
+)
+@dataclasses.dataclass(frozen=True)
+class StuckAt(StuckCells):
     """Every weight is stuck at zero with p0 and at the bound ±R_w of its own sign with p1 (Eq. 9).
 
     A cell stuck in its high-resistance state (SAF0) holds 0, one stuck in its low-resistance state
@@ -28,42 +95,55 @@ class StuckAt:
     Attributes:
         p0: rate of SAF0, in [0, 1].
         p1: rate of SAF1, in [0, 1]; p0 + p1 is at most 1.
+        cells: `one` for a weight, the one that holds it, as in Eq. 9; or a `pair`, in the crossbar
+            of either sign one, each with the rates p0 and p1, of which the weight is the
+            difference. A pair is what the hardware has and the paper's published code computes:
+            a stuck cell of the other sign pulls at a weight, too.
     """
 
-    p0: float | jax.Array = 0.067
-    p1: float | jax.Array = 0.013
+    cells: Literal["one", "pair"] = "one"
 
     name: ClassVar[str] = "stuck_at"
-    site: ClassVar[Site] = "weights"
 
     def __post_init__(self):
-        check_rate(self.name, "p0", self.p0)
-        check_rate(self.name, "p1", self.p1)
-        check_rate(self.name, "p0 + p1", self._total())
+        super().__post_init__()
+        if self.cells not in ("one", "pair"):
+            raise ValueError(f"stuck_at: cells is {self.cells!r}; choose one or pair")
 
-    def _total(self):
-        both = (self.p0, self.p1)
-        known = all(isinstance(rate, numbers.Real) for rate in both)
-        # Sums such as 0.9 + 0.1 may exceed 1 by a rounding error.
-        return round(float(self.p0) + float(self.p1), 6) if known else None
-
-    def exposure(self, macs: int) -> tuple[bernoulli.Rate, bernoulli.Rate]:
-        """The rates of SAF0 and of both kinds; every weight has the same."""
-        del macs
-        return bernoulli.as_rate(self.p0), bernoulli.as_rate(self.p0 + self.p1)
+    def probability(self, place: Place, fmt: FixedPoint | None = None):
+        """That a cell of a weight is stuck."""
+        del place, fmt
+        p0, p1 = self.cell_rates()
+        total = p0 + p1
+        return total if self.cells == "one" else total * (2 - total)
 
     def sample(
-        self, key: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure
+        self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: CellRates
     ) -> jax.Array:
-        """int8 of `shape`: HEALTHY, STUCK_AT_0 or STUCK_AT_1 for every weight."""
+        """int8 [n, *shape], a state for every weight.
+
+        HEALTHY, STUCK_AT_0 or STUCK_AT_1; of a pair the state of the positive cell plus 3 times
+        that of the negative one.
+        """
         del fmt
-        rate_0, rate_both = exposure
-        words = bernoulli.random_words(key, shape)
-        state = jnp.where(bernoulli.below(words, rate_0), STUCK_AT_0, STUCK_AT_1)
-        return jnp.where(bernoulli.below(words, rate_both), state, HEALTHY).astype(jnp.int8)
+        size = math.prod(shape)
+        if self.cells == "pair":
+            states = sample_states(keys, 2 * size, exposure)
+            states = states[:, :size] + jnp.int8(_STATES) * states[:, size:]
+        else:
+            states = sample_states(keys, size, exposure)
+        return states.reshape(len(keys), *shape)
 
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
-        """The codes with stuck weights at 0 or at the bound of their sign."""
-        bound = jnp.where(codes < 0, -fmt.max_code, fmt.max_code)
-        stuck = jnp.where(fault_map == STUCK_AT_0, 0, bound)
-        return jnp.where(fault_map == HEALTHY, codes, stuck)
+        """The codes that stuck cells leave."""
+        if self.cells == "one":
+            held = _cell(jnp.abs(codes), fault_map, fmt)
+            return jnp.where(codes < 0, -held, held)
+        positive = _cell(jnp.maximum(codes, 0), fault_map % _STATES, fmt)
+        return positive - _cell(jnp.maximum(-codes, 0), fault_map // _STATES, fmt)
+
+
+def _cell(level: jax.Array, state: jax.Array, fmt: FixedPoint) -> jax.Array:
+    """The level of a cell, 0 .. max_code, in its state."""
+    stuck = jnp.where(state == STUCK_AT_0, 0, fmt.max_code)
+    return jnp.where(state == HEALTHY, level, stuck)

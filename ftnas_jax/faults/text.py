@@ -1,25 +1,49 @@
 """Fault models as text, for configs and command lines: `stuck_at:p0=0.067,p1=0.013`."""
 
 import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
 
+from ftnas_jax.faults.bit_bias import BitBias
+from ftnas_jax.faults.bit_flip import BitFlip
+from ftnas_jax.faults.defect_map import DefectMap
 from ftnas_jax.faults.mibb import MiBB
 from ftnas_jax.faults.model import FaultModel
 from ftnas_jax.faults.stuck_at import StuckAt
+from ftnas_jax.faults.stuck_bits import StuckBits
+from ftnas_jax.faults.variation import LogNormal, ReciprocalNormal
 
-MODELS: dict[str, type] = {model.name: model for model in (MiBB, StuckAt)}
+MODELS: dict[str, type[FaultModel]] = {
+    model.name: model
+    for model in (
+        *(MiBB, BitBias, BitFlip, StuckAt, StuckBits),
+        *(LogNormal, ReciprocalNormal, DefectMap),
+    )
+}
+"""All fault models by name."""
+
+_JOINT = re.compile(r"\+(?=\s*[a-zA-Z])")
+"""A plus sign before a letter joins models; in 1e+0 it does not."""
 
 
-def parse(text: str) -> FaultModel:
-    """Read `name` or `name:field=value,...`; fields left out keep their defaults.
+def parse(text: str) -> tuple[FaultModel, ...]:
+    """Read models `name` or `name:field=value,...`, joined by `+`.
+
+    Fields left out keep their defaults. The empty text is no model.
 
     Raises:
-        ValueError: in one line, for an unknown model or field, a value that cannot be read, or a
-            rate outside [0, 1].
+        ValueError: in one line, for an unknown model or field, a value that cannot be read, or one
+            that the model refuses, as a rate outside [0, 1].
     """
+    return tuple(_parse_one(part) for part in _JOINT.split(text)) if text.strip() else ()
+
+
+def _parse_one(text: str) -> FaultModel:
     name, _, rest = text.strip().partition(":")
     if name not in MODELS:
-        raise ValueError(f"unknown fault model {name!r}; choose from {', '.join(MODELS)}")
-    fields = {field.name: field for field in dataclasses.fields(MODELS[name])}
+        raise ValueError(f"unknown fault model {name!r}; {_choices(name, MODELS)}")
+    fields = {field.name: field for field in _fields(MODELS[name])}
     values = {}
     for item in filter(None, rest.split(",")):
         field, equals, value = (part.strip() for part in item.partition("="))
@@ -31,6 +55,16 @@ def parse(text: str) -> FaultModel:
     return MODELS[name](**values)
 
 
+def _fields(model: FaultModel | type[FaultModel]) -> list[dataclasses.Field]:
+    """A model's own fields, then those that all have."""
+    return sorted(dataclasses.fields(model), key=lambda field: field.kw_only)
+
+
+def _choices(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+
+
 def _read(name: str, field: str, value: str, default):
     if isinstance(default, str):
         return value
@@ -40,8 +74,27 @@ def _read(name: str, field: str, value: str, default):
         raise ValueError(f"{name}: {field} is {value!r}, not a number") from None
 
 
-def format_text(model: FaultModel) -> str:
-    """The text that `parse` reads back as the same model."""
-    fields = dataclasses.fields(model)  # pyright: ignore[reportArgumentType]
-    values = ",".join(f"{field.name}={getattr(model, field.name)}" for field in fields)
-    return f"{model.name}:{values}"
+def format_text(models: FaultModel | Iterable[FaultModel]) -> str:
+    """The text that `parse` reads back as the same models; fields at their defaults are left out.
+
+    Rates that are arrays are written as numbers.
+    """
+    models = (models,) if isinstance(models, FaultModel) else models
+    return "+".join(_format_one(model) for model in models)
+
+
+def _format_one(model: FaultModel) -> str:
+    texts = []
+    for field in _fields(model):
+        value = getattr(model, field.name)
+        value = value if isinstance(value, str) else float(value)
+        if field.name in model.rates or value != _default(model, field):
+            texts.append(f"{field.name}={value}")
+    return ":".join(filter(None, (model.name, ",".join(texts))))
+
+
+def _default(model: FaultModel, field: dataclasses.Field):
+    """What a field becomes where it is left out."""
+    if field.name != "per":
+        return field.default
+    return "chip" if model.site == "weights" else "image"

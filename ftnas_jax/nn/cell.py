@@ -11,12 +11,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ftnas_jax.nn.fault_table import FaultTable
-from ftnas_jax.nn.hardware import Draw, Hardware, write_features
+from ftnas_jax.faults import Place
+from ftnas_jax.nn.fault_table import FaultTable, stack_exposures
+from ftnas_jax.nn.hardware import (
+    Draw,
+    Hardware,
+    Maps,
+    draw_maps,
+    exposures_at,
+    write_features,
+)
 from ftnas_jax.nn.primitives import FaultMaps, apply_primitive
 from ftnas_jax.space import FAN_IN, INPUT_NODES, Cell, Space, edge_index, target_node
 
-_WEIGHTS, _FEATURES = 0, 1  # the two kinds of sites, as folded into keys
+_WEIGHTS, _FEATURES, _NODES = 0, 1, 2  # what may fail, as folded into keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +36,14 @@ class CellSpec:
         reduction: whether connections from the two input nodes have stride 2.
         hardware: number formats and faults.
         pool_norm: whether a BatchNorm stands behind pooling.
+        path: of the cell, as fault models know it.
     """
 
     space: Space
     reduction: bool
     hardware: Hardware
     pool_norm: bool
+    path: str
 
     def stride(self, source: int) -> int:
         """Stride of connections from a node."""
@@ -47,7 +57,11 @@ class CellSpec:
 
     def faults(self, channels: int) -> FaultTable:
         """Of all `choices`."""
-        return FaultTable(self.hardware, self.choices, channels, channels)
+        paths = tuple(
+            tuple(f"{self.path}/edge{source}-{target}/{name}" for name, _ in self.choices)
+            for source, target in self.space.edge_nodes
+        )
+        return FaultTable(self.hardware, self.choices, channels, channels, paths)
 
     def choice(self, source, op):
         """Place of an operation on a connection from `source` among `choices`; traceable."""
@@ -64,11 +78,28 @@ class CellSpec:
         batch, height, width, channels = inputs_shape
         step = 2 if self.reduction else 1
         return self.faults(channels).draw(
+            edge,
             self.choice(source, op),
             cell_draw.at(_WEIGHTS, edge, op),
             cell_draw.at(_FEATURES, place),
             (batch, height // step, width // step, channels),
         )
+
+    def draw_node(self, cell_draw: Draw, node, shape: tuple[int, ...], active=True) -> Maps:
+        """Faults of the buffer in the sum at a node, known or traced, of `shape`."""
+        if not self.hardware.buffer_fails:
+            return None
+        exposures = [
+            exposures_at(self.hardware, "stored", Place(f"{self.path}/node{n}"))
+            for n in range(INPUT_NODES, self.space.nodes)
+        ]
+        inner = node - INPUT_NODES
+        own = (
+            exposures[inner]
+            if isinstance(node, int)
+            else jax.tree.map(lambda table: jnp.asarray(table)[inner], stack_exposures(exposures))
+        )
+        return draw_maps(self.hardware, "stored", cell_draw.at(_NODES, node), shape, own, active)
 
     def connect(self, name, params, x, running, maps, *, stride):
         """The operation `name` with this cell's settings; see `apply_primitive`."""
@@ -114,7 +145,9 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
         statistics.append(used)
         summands.append(y)
         if len(summands) == FAN_IN:
-            nodes.append(write_features(sum(summands[1:], summands[0]), spec.hardware, None))
+            total = sum(summands[1:], summands[0])
+            faults = spec.draw_node(draw, target_node(place), total.shape)
+            nodes.append(write_features(total, spec.hardware, faults))
             summands = []
     return jnp.stack(nodes[INPUT_NODES:]), jnp.stack(statistics)
 

@@ -1,24 +1,26 @@
 """What the accelerator does to weights and features: quantize, then fail.
 
-The order at every site is compute → quantize → fault → saturate. Gradients pass straight through
-all of it, faulty positions included (§5.1 found masking them to make no difference).
+The order at every place is compute → quantize → fault → saturate. Gradients pass straight through
+all of it, faulty positions included, or are masked there (§5.1 found no difference).
 
 Weights are quantized per tensor. Features are quantized, per tensor and batch, wherever hardware
 writes them back: the input image, every convolution after the BatchNorm that is folded into it and
-before the activation, pooled features, and the sum at every node of a cell. Only convolution
-outputs are sites of feature faults; the logits stay in the accumulators of the classifier.
+before the activation, pooled features, and the sum at every node of a cell. Faults of logic hit
+convolution outputs; faults of the feature buffer hit all of these but the image. The logits stay in
+the accumulators of the classifier, whose weights fail like others. A network's ReLUs stand before
+its convolutions, so that the buffer holds a feature before the ReLU of those that read it.
 
 Biases, those of conv_1x1 and of the classifier, stay in float32: they are added in the wide
 accumulators, before features are quantized. The paper does not say how it holds them.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import FaultModel, Site, apply_maps
+from ftnas_jax.faults import FaultModel, Place, apply_maps, faulty_positions
 from ftnas_jax.fixed_point import (
     FixedPoint,
     fraction_length,
@@ -28,9 +30,15 @@ from ftnas_jax.fixed_point import (
     to_codes,
 )
 from ftnas_jax.nn.conv import on_cpu
-from ftnas_jax.split_batch import Axis, own_part, whole_count
+from ftnas_jax.split_batch import Axis, first_of_part
 
 _EIGHT_BITS = FixedPoint(8, "twos_complement")
+_BY_FAULTS = FixedPoint(8, "twos_complement")
+"""The default format of weights, known by its identity: the faults decide on the encoding."""
+
+Kind = Literal["weights", "features", "stored"]
+"""What a tensor is to the hardware: weights; features that logic computes and a buffer stores; or
+features that are only stored, as pooled ones and sums are taken to be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,29 +46,63 @@ class Hardware:
     """Number formats and faults of an accelerator; hashable where its rates are Python numbers.
 
     Attributes:
-        weights: format of weights; None leaves them in float32.
+        weights: format of weights; None leaves them in float32. By default 8 bits, in two's
+            complement, or in sign-magnitude where a fault is one of crossbars.
         features: format of features; None leaves them in float32.
-        faults: fault models, all of which act in a faulty pass.
-        batch_axis: mesh axis, or axes, over which the batch is split; ranges of features,
-            statistics of BatchNorm and fault maps are those of the whole batch.
+        faults: fault models, all of which act in a faulty pass, in this order.
+        gradients: whether they pass `straight_through` faults, or are `masked` where a fault hits.
+        batch_axis: mesh axis, or axes, over which the batch is split; ranges of features and
+            statistics of BatchNorm are those of the whole batch.
 
     Raises:
-        ValueError: faults act on codes, and the site of a model has none.
+        ValueError: faults act on codes, and those that a model needs are not there.
     """
 
-    weights: FixedPoint | None = _EIGHT_BITS
+    weights: FixedPoint | None = _BY_FAULTS
     features: FixedPoint | None = _EIGHT_BITS
     faults: tuple[FaultModel, ...] = ()
+    gradients: Literal["straight_through", "masked"] = "straight_through"
     batch_axis: Axis = None
 
     def __post_init__(self):
-        for model in self.faults:
-            if getattr(self, model.site) is None:
-                raise ValueError(f"{model.name}: faults need {model.site} in fixed point")
+        if isinstance(self.faults, FaultModel):
+            object.__setattr__(self, "faults", (self.faults,))
+        if self.weights is _BY_FAULTS and any(model.crossbar for model in self.faults):
+            object.__setattr__(self, "weights", FixedPoint(8, "sign_magnitude"))
+        if self.gradients not in ("straight_through", "masked"):
+            raise ValueError(f"gradients is {self.gradients!r}; choose straight_through or masked")
+        for place, model in enumerate(self.faults):
+            self._check(model, self.faults[:place])
 
-    def faults_at(self, site: str) -> tuple[FaultModel, ...]:
-        """The models that act on `weights` or on `features`."""
-        return tuple(model for model in self.faults if model.site == site)
+    def _check(self, model: FaultModel, before: tuple[FaultModel, ...]) -> None:
+        fmt = self.weights if model.site == "weights" else self.features
+        if fmt is None:
+            where = "weights" if model.site == "weights" else "features"
+            raise ValueError(f"{model.name}: faults need {where} in fixed point")
+        if model.crossbar and fmt.encoding != "sign_magnitude":
+            raise ValueError(
+                f"{model.name}: crossbars hold signs apart; weights need a sign_magnitude encoding"
+            )
+        analog = [other.name for other in before if other.analog]
+        if analog and not model.analog and model.site == "weights":
+            raise ValueError(
+                f"{model.name}: after {analog[0]} weights are no codes any more; name it before"
+            )
+        model.check(fmt)
+
+    def models(self, kind: Kind) -> tuple[FaultModel, ...]:
+        """The models that act on weights, or on features: those of logic, then of the buffer."""
+        sites = ("weights",) if kind == "weights" else ("features", "activations")
+        return tuple(m for site in sites for m in self.faults if m.site == site)
+
+    @property
+    def buffer_fails(self) -> bool:
+        """Whether stored features fail, whatever computed them."""
+        return any(model.site == "activations" for model in self.faults)
+
+    def format(self, kind: Kind) -> FixedPoint | None:
+        """The number format of a kind of tensor."""
+        return self.weights if kind == "weights" else self.features
 
     @property
     def operands(self) -> Any:
@@ -72,6 +114,7 @@ class Hardware:
         """
         formats = (self.weights, self.features)
         held = all(fmt is not None and fmt.bits <= 8 for fmt in formats)
+        held = held and not any(model.analog for model in self.faults)
         return jnp.bfloat16 if held and not on_cpu() else jnp.float32
 
 
@@ -79,12 +122,15 @@ class Draw(NamedTuple):
     """One pass through faulty hardware, or through sound hardware.
 
     Attributes:
-        key: typed key; every site folds its own indices into it.
+        key: typed key of a chip; every place folds its own indices into it.
         faulty: False for a pass without faults; a traced bool lets one program do both.
+        first: number of the first image of the pass; may be traced. Faults that are drawn for
+            every image depend on the image's number, those drawn for every batch on this one.
     """
 
     key: jax.Array
     faulty: bool | jax.Array = True
+    first: int | jax.Array = 0
 
     def at(self, *place: int | jax.Array) -> "Draw":
         """The draw of a part of the network, named by stable integers."""
@@ -93,52 +139,50 @@ class Draw(NamedTuple):
         key = self.key
         for index in place:
             key = jax.random.fold_in(key, index)
-        return Draw(key, self.faulty)
+        return self._replace(key=key)
 
 
 CLEAN = Draw(key=None, faulty=False)  # pyright: ignore[reportArgumentType]
 """A pass without faults, known as such while tracing."""
 
-Maps = tuple[jax.Array, ...] | None
-"""Fault maps of one tensor, one for each model that acts on it; None where there are no faults."""
+Maps = tuple[jax.Array | None, ...] | None
+"""Fault maps of one tensor, for each model that acts on it one, or None where it does not act; None
+where there are no faults. Maps of features that do not differ between images have one image."""
 
 
 @jax.named_scope("fault_maps")
 def draw_maps(
     hardware: Hardware,
-    site: Site,
+    kind: Kind,
     draw: Draw,
     shape: tuple[int, ...],
-    exposures,
+    exposures: tuple[Any, ...],
     active: bool | jax.Array = True,
 ) -> Maps:
     """Fault maps for a tensor of `shape`; sound ones in a traced pass without faults.
 
-    Where the batch is split, every device draws the maps of all of it and keeps those of its part:
-    the faults do not depend on the number of devices.
+    Where the batch is split, every device draws the maps of its own images: the faults do not
+    depend on the number of devices.
 
     Args:
         hardware: the models.
-        site: `weights` or `features`.
+        kind: of the tensor; its first dimension is the batch but for weights.
         draw: its key is consumed, one fold of it for each model.
         shape: of the tensor.
-        exposures: for each model that of the site; see `exposures_at`.
+        exposures: for each model that of the place; see `exposures_at`.
         active: False (traced or not) gives sound maps without drawing.
     """
-    models, fmt = hardware.faults_at(site), getattr(hardware, site)
+    models = hardware.models(kind)
     if not models or draw.faulty is False:
         return None
 
-    axis = hardware.batch_axis if site == "features" else None
-    whole = (whole_count(shape[0], axis), *shape[1:])
-
     def sample():
-        keys = [jax.random.fold_in(draw.key, place) for place in range(len(models))]
-        maps = (
-            model.sample(key, whole, fmt, exposure)
-            for model, key, exposure in zip(models, keys, exposures, strict=True)
+        return tuple(
+            None
+            if exposure is None
+            else _sample(hardware, kind, model, draw.at(place), shape, exposure)
+            for place, (model, exposure) in enumerate(zip(models, exposures, strict=True))
         )
-        return tuple(own_part(m, axis) for m in maps)
 
     if draw.faulty is True and active is True:
         return sample()
@@ -147,9 +191,33 @@ def draw_maps(
     return jax.lax.cond(wanted, sample, lambda: sound)
 
 
-def exposures_at(hardware: Hardware, site: Site, macs: int) -> tuple[Any, ...]:
-    """For each model that acts on `site`, its exposure behind `macs` multiply-accumulates."""
-    return tuple(model.exposure(macs) for model in hardware.faults_at(site))
+def _sample(hardware: Hardware, kind: Kind, model: FaultModel, draw: Draw, shape, exposure):
+    """One model's map; of one image where it does not differ between images."""
+    fmt = hardware.format(kind)
+    assert fmt is not None  # see Hardware._check
+    if model.per == "image":
+        first = draw.first + first_of_part(shape[0], hardware.batch_axis)
+        numbers = first + jnp.arange(shape[0], dtype=jnp.int32)
+        keys = jax.vmap(lambda number: jax.random.fold_in(draw.key, number))(numbers)
+        return model.sample(keys, shape[1:], fmt, exposure)
+    key = draw.key if model.per == "chip" else jax.random.fold_in(draw.key, draw.first)
+    of_image = shape if kind == "weights" else shape[1:]
+    maps = model.sample(key[None], of_image, fmt, exposure)
+    return maps[0] if kind == "weights" else maps
+
+
+def exposures_at(hardware: Hardware, kind: Kind, place: Place) -> tuple[Any, ...]:
+    """For each model that acts on tensors of a kind, its exposure at a place.
+
+    A layer that a model leaves out is exposed at a rate of 0, so that all places are alike. Faults
+    of logic have None where features are only stored.
+    """
+    return tuple(
+        None
+        if kind == "stored" and model.site == "features"
+        else model.at(place.path).exposure(place)
+        for model in hardware.models(kind)
+    )
 
 
 @jax.named_scope("weights")
@@ -158,9 +226,9 @@ def hold_weights(w: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
 
     Returns:
         float32 like `w`, quantized and with the faults of `maps`; its gradient is passed to `w` as
-        it is.
+        `Hardware.gradients` says.
     """
-    return _write(w, hardware.weights, hardware.faults_at("weights"), maps, None)
+    return _write(w, hardware, "weights", maps, None)
 
 
 @jax.named_scope("weights")
@@ -186,27 +254,42 @@ def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Ma
     lengths = length_for_range(jnp.max(own, 1), jnp.min(own, 1), fmt)
     length = jnp.sum(jnp.where(inside, lengths[:, None], 0), 0)
     codes = to_codes(flat, length, fmt)
-    return from_codes(apply_maps(codes, hardware.faults_at("weights"), maps, fmt), length)
+    return from_codes(apply_maps(codes, hardware.models("weights"), maps, fmt), length)
 
 
 def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
-    """Pre-activation features, float32 [B, H, W, C], as the hardware computes them.
+    """Features, float32 [B, ...], as the hardware holds them.
 
     Args:
-        f: a convolution's output after its BatchNorm.
+        f: as computed, pre-activation features after their BatchNorm.
         hardware: number formats and faults.
-        maps: faults of the logic behind these features; None where they are only stored.
+        maps: their faults, or None.
 
     Returns:
-        float32 like `f`; its gradient is passed to `f` as it is.
+        float32 like `f`; its gradient is passed to `f` as `Hardware.gradients` says.
     """
-    models = hardware.faults_at("features")
-    return _write(f, hardware.features, models, maps, hardware.batch_axis)
+    return _write(f, hardware, "features", maps, hardware.batch_axis)
 
 
-def _write(x, fmt: FixedPoint | None, models: tuple[FaultModel, ...], maps: Maps, axis: Axis):
+def masked_positions(hardware: Hardware, kind: Kind, maps: Maps) -> jax.Array | None:
+    """Bool array: where no gradient passes; None for nowhere."""
+    if hardware.gradients != "masked":
+        return None
+    return faulty_positions(hardware.models(kind), maps)
+
+
+def mask(gradient: jax.Array, masked: jax.Array | None) -> jax.Array:
+    """A gradient with zeros where it is masked."""
+    return gradient if masked is None else jnp.where(masked, 0.0, gradient)
+
+
+def _write(x, hardware: Hardware, kind: Kind, maps: Maps, axis: Axis):
+    fmt = hardware.format(kind)
     if fmt is None:
         return x
     length = fraction_length(jax.lax.stop_gradient(x), fmt, axis)
-    codes = apply_maps(to_codes(x, length, fmt), models, maps, fmt)
+    codes = apply_maps(to_codes(x, length, fmt), hardware.models(kind), maps, fmt)
+    masked = masked_positions(hardware, kind, maps)
+    if masked is not None:
+        x = jnp.where(masked, jax.lax.stop_gradient(x), x)
     return straight_through(x, from_codes(codes, length))

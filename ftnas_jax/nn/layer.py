@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ftnas_jax.faults import FaultModel, apply_maps
+from ftnas_jax.faults import apply_maps
 from ftnas_jax.fixed_point import FixedPoint, length_for_range, power_of_two, to_codes
 from ftnas_jax.nn.conv import on_cpu
+from ftnas_jax.nn.hardware import Hardware, Maps
 from ftnas_jax.nn.norm import EPSILON
 from ftnas_jax.split_batch import Axis, largest_of_parts, mean_of_parts
 
@@ -236,9 +237,8 @@ def write(
     f: jax.Array,
     norm: Norm,
     moments: Moments,
-    fmt: FixedPoint | None,
-    models: tuple[FaultModel, ...],
-    maps: tuple[jax.Array, ...] | None,
+    hardware: Hardware,
+    maps: Maps,
 ) -> Features:
     """A layer's features as the hardware holds them: normalized, quantized, with their faults.
 
@@ -249,28 +249,30 @@ def write(
         f: float32 [B, h, w, C].
         norm: how to normalize them.
         moments: their range.
-        fmt: number format, or None for float32, where nothing fails.
-        models: of the faults.
-        maps: one for each model, or None.
+        hardware: number formats and faults.
+        maps: faults of the features, or None.
     """
+    fmt = hardware.features
     if fmt is None:
         return Features(norm(f), jnp.float32(1))
     ends = jnp.stack([norm(end[None, None, None]) for end in (moments.high, moments.low)])
     ends = jnp.where(jnp.isfinite(ends), ends, 0.0)
     length = length_for_range(jnp.max(ends, initial=0.0), jnp.min(ends, initial=0.0), fmt)
-    return _stored(apply_maps(to_codes(norm(f), length, fmt), models, maps, fmt), length, fmt)
+    return _stored(norm(f), length, hardware, fmt, maps)
 
 
 @jax.named_scope("write")
-def encode(x: jax.Array, fmt: FixedPoint | None, axis: Axis) -> Features:
-    """Values [B, H, W, C] as the hardware stores them: quantized, without faults."""
+def encode(x: jax.Array, hardware: Hardware, maps: Maps) -> Features:
+    """Values [B, H, W, C] as the hardware stores them: quantized, with the faults of `maps`."""
+    fmt = hardware.features
     if fmt is None:
         return Features(x, jnp.float32(1))
-    length = length_for_range(*_range_of(x, axis), fmt)
-    return _stored(to_codes(x, length, fmt), length, fmt)
+    length = length_for_range(*_range_of(x, hardware.batch_axis), fmt)
+    return _stored(x, length, hardware, fmt, maps)
 
 
-def _stored(codes: jax.Array, length: jax.Array, fmt: FixedPoint) -> Features:
+def _stored(x: jax.Array, length: jax.Array, hardware: Hardware, fmt: FixedPoint, maps: Maps):
+    codes = apply_maps(to_codes(x, length, fmt), hardware.models("features"), maps, fmt)
     return Features(codes.astype(code_dtype(fmt)), power_of_two(-length))
 
 

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ftnas_jax.fixed_point import FixedPoint
-from ftnas_jax.nn.hardware import Hardware, Maps, hold_weights
+from ftnas_jax.nn.hardware import Hardware, Maps, hold_weights, mask, masked_positions
 from ftnas_jax.nn.layer import (
     Features,
     layer_gradients,
@@ -28,7 +27,6 @@ from ftnas_jax.nn.layer import (
     write,
 )
 from ftnas_jax.nn.window import WindowShape
-from ftnas_jax.split_batch import Axis
 
 NORM_SLOTS = 2
 """BatchNorms of the operation that has most of them; statistics of all are stored in as many."""
@@ -111,12 +109,12 @@ def layers_of(name: str, *, stride: int, pool_norm: bool = True) -> tuple[Layer,
 
 
 class FaultMaps(NamedTuple):
-    """All fault maps of one operation, a tuple with one for each fault model, or None.
+    """All fault maps of one operation; see `ftnas_jax.nn.hardware.Maps`.
 
     Attributes:
         weights: each [n], for the operation's kernels one after the other, each flat.
-        features: each [sites, B, h, w, C], for its sites one after the other; C is that of the
-            widest of them.
+        features: each [sites, B or 1, h, w, C], for its layers one after the other; C is that of
+            the widest of them.
     """
 
     weights: Maps
@@ -126,21 +124,19 @@ class FaultMaps(NamedTuple):
         """The maps of a kernel that begins at place `start` of all weights."""
         if self.weights is None:
             return None
-        return tuple(m[start : start + math.prod(shape)].reshape(shape) for m in self.weights)
+        size = math.prod(shape)
+        return jax.tree.map(lambda m: m[start : start + size].reshape(shape), self.weights)
 
     def site(self, place: int, channels: int) -> Maps:
-        """The maps of the operation's feature site number `place`."""
-        if self.features is None:
-            return None
-        return tuple(m[place, ..., :channels] for m in self.features)
+        """The maps of the features of the operation's layer number `place`."""
+        return jax.tree.map(lambda m: m[place, ..., :channels], self.features)
 
 
-def site_macs(name: str, channels: int, out_channels: int, *, stride: int) -> list[int]:
-    """M_l of every site of feature faults in an operation: its convolutions."""
+def layer_macs(name: str, channels: int, out_channels: int, *, stride: int) -> list[int]:
+    """M_l of every layer of an operation, 0 for pooling."""
     layers = layers_of(name, stride=stride)
     widths = _widths(layers, channels, out_channels)
-    macs = [layer.window.macs(w) for layer, w in zip(layers, widths, strict=False)]
-    return [count for count in macs if count]
+    return [layer.window.macs(w) for layer, w in zip(layers, widths, strict=False)]
 
 
 def kernel_shapes(
@@ -279,21 +275,18 @@ def apply_primitive(
     affine = any("scale" in part for part in params.values())
     names = parameter_names(name, stride=stride, affine=affine)
     held = _hold_kernels(params, names, hardware, maps)
-    statistics, site, widest = [], 0, 0
+    statistics, widest = [], 0
     layers = layers_of(name, stride=stride, pool_norm=pool_norm)
-    for layer, own, kernel in zip(layers, names, held, strict=True):
+    for site, (layer, own, kernel) in enumerate(zip(layers, names, held, strict=True)):
         width = sum(params[part][field].shape[-1] for part, field in own.kernels) or x.shape[-1]
         slot = running[len(statistics), :, :width] if running is not None and layer.norm else None
-        faults = maps.site(site, width) if own.kernels else None
-        models = () if faults is None else hardware.faults_at("features")
-        formats = (hardware.features, hardware.operands)
-        settings = _Settings(layer, width, *formats, hardware.batch_axis)
+        settings = _Settings(layer, width, hardware)
         scale = _vector(params, own.scale, 1.0, width)
         offset = _vector(params, own.offset, 0.0, width)
-        outputs: Any = _layer(settings, x, kernel, scale, offset, slot, models, faults)
+        outputs: Any = _layer(settings, x, kernel, scale, offset, slot, maps.site(site, width))
         x, used = outputs
         statistics += [used] if layer.norm else []
-        site, widest = site + bool(own.kernels), max(widest, width)
+        widest = max(widest, width)
     return x, _fill_slots(statistics, widest or x.shape[-1])
 
 
@@ -325,9 +318,7 @@ class _Settings(NamedTuple):
 
     layer: Layer
     width: int
-    fmt: FixedPoint | None
-    operands: Any
-    axis: Axis
+    hardware: Hardware
 
     @property
     def floor(self) -> float:
@@ -335,12 +326,13 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer(settings: _Settings, x, kernel, scale, offset, running, models, maps):
+def _layer(settings: _Settings, x, kernel, scale, offset, running, maps):
     """One layer on x [B, H, W, C]; returns features and the statistics of its BatchNorm."""
-    return _layer_forward(settings, x, kernel, scale, offset, running, models, maps)[0]
+    return _layer_forward(settings, x, kernel, scale, offset, running, maps)[0]
 
 
-def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, models, maps):
+def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, maps):
+    hardware = settings.hardware
     window = settings.layer.window.window(settings.width)
     held = Features(x, jnp.float32(1))
     shape = jax.eval_shape(window.apply, x, kernel).shape
@@ -349,16 +341,17 @@ def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, model
         return lax.dynamic_update_slice_in_dim(f, part, start, 0)
 
     empty, floor = jnp.zeros(shape, jnp.float32), settings.floor
-    f, own = run_window(window, kernel, held, floor, settings.operands, store, empty)
-    moments = over_devices(own, settings.axis)
+    f, own = run_window(window, kernel, held, floor, hardware.operands, store, empty)
+    moments = over_devices(own, hardware.batch_axis)
     norm = normalization(moments, running, scale, offset, settings.layer.norm)
-    y = write(f, norm, moments, settings.fmt, models, maps)
+    y = write(f, norm, moments, hardware, maps)
     statistics = jnp.stack([norm.mean, moments.variance if running is None else running[1]])
-    return (y.values, statistics), (x, kernel, f, norm)
+    masked = masked_positions(hardware, "features", maps)
+    return (y.values, statistics), (x, kernel, f, norm, masked)
 
 
 def _layer_backward(settings: _Settings, residuals, cotangents):
-    x, kernel, f, norm = residuals
+    x, kernel, f, norm, masked = residuals
 
     def f_part(start, count):
         return lax.dynamic_slice_in_dim(f, start, count)
@@ -369,11 +362,11 @@ def _layer_backward(settings: _Settings, residuals, cotangents):
         Features(x, jnp.float32(1)),
         settings.floor,
         f_part,
-        cotangents[0],
+        mask(cotangents[0], masked),
         norm,
-        settings.axis,
+        settings.hardware.batch_axis,
     )
-    return *gradients, None, None, None
+    return *gradients, None, None
 
 
 _layer.defvjp(_layer_forward, _layer_backward)

@@ -20,7 +20,7 @@ from jax import lax
 from ftnas_jax.nn.cell import CellSpec
 from ftnas_jax.nn.cell_program import Program
 from ftnas_jax.nn.chosen import Chosen, choose, gradients_by_edge
-from ftnas_jax.nn.hardware import Draw, hold_segments
+from ftnas_jax.nn.hardware import Draw, hold_segments, mask, masked_positions
 from ftnas_jax.nn.layer import (
     Memory,
     Norm,
@@ -35,7 +35,7 @@ from ftnas_jax.nn.layer import (
     write,
 )
 from ftnas_jax.nn.primitives import MAX_LAYERS, NORM_SLOTS
-from ftnas_jax.space import INPUT_NODES, edge_index, target_node
+from ftnas_jax.space import FAN_IN, INPUT_NODES, edge_index, target_node
 
 
 def traced_cell(spec: CellSpec, params, running, inputs, cell: jax.Array, draw: Draw):
@@ -100,7 +100,7 @@ def _run_cell(spec, static_faulty, params, running, inputs, cell, key, faulty, *
         jnp.arange(first, first + spec.space.inner_nodes)
     )
     outputs = (inner, tape.statistics[:, :NORM_SLOTS])
-    return outputs, (params, inputs, cell, tape, held)
+    return outputs, (params, inputs, cell, tape, held, key, faulty)
 
 
 def _run_connection(program: Program, params, running, inputs: Memory, tape, connection, draw):
@@ -140,10 +140,9 @@ def _run_connection(program: Program, params, running, inputs: Memory, tape, con
         )
         faults = None
         if maps.features is not None:
-            faults = tuple(m[jnp.minimum(place_of_layer, len(m) - 1)] for m in maps.features)
+            faults = _of_layer(maps.features, place_of_layer)
         f = lax.dynamic_index_in_dim(features, feature_slot, keepdims=False)
-        models = spec.hardware.faults_at("features")
-        y = write(f, norm, moments, spec.hardware.features, models, faults)
+        y = write(f, norm, moments, spec.hardware, faults)
         variance = moments.variance if stats is None else stats[norm_slot, 1]
         slot = _layer_slot(program, tape.memory, place, place_of_layer)
         return Tape(
@@ -159,11 +158,19 @@ def _run_connection(program: Program, params, running, inputs: Memory, tape, con
         tape = lax.fori_loop(0, first, functools.partial(layer, 2), tape)
     if 1 in program.windows:
         tape = lax.fori_loop(first, count, functools.partial(layer, 1), tape)
-    return tape._replace(memory=_add_to_node(program, tape.memory, connection, count)), held
+    memory = _add_to_node(program, tape.memory, connection, count, draw)
+    return tape._replace(memory=memory), held
 
 
-def _add_to_node(program: Program, memory: Memory, connection: _Connection, count) -> Memory:
-    """Add the output of a connection of `count` layers to its node."""
+def _of_layer(maps, place_of_layer):
+    """The maps of one layer out of those of an operation; poolings read any, which is sound."""
+    return jax.tree.map(lambda m: m[jnp.minimum(place_of_layer, len(m) - 1)], maps)
+
+
+def _add_to_node(
+    program: Program, memory: Memory, connection: _Connection, count, draw: Draw
+) -> Memory:
+    """Add the output of a connection of `count` layers to its node, which fails once complete."""
     spec = program.spec
     node = target_node(connection.place) - _first_node(spec)
     source = jnp.maximum(connection.source - _first_node(spec), 0)
@@ -171,8 +178,10 @@ def _add_to_node(program: Program, memory: Memory, connection: _Connection, coun
     y = memory.read(jnp.where(count == 0, source, last))
     present = jnp.where(_is_identity(program, connection, count) | (count > 0), y.step, 0.0)
     total = memory.read(node).values + y._replace(step=present).values
+    complete = connection.place % FAN_IN == FAN_IN - 1
+    faults = spec.draw_node(draw, target_node(connection.place), total.shape, complete)
     # A first summand is representable already: rounding it changes nothing.
-    return memory.write(node, encode(total, spec.hardware.features, spec.hardware.batch_axis))
+    return memory.write(node, encode(total, spec.hardware, faults))
 
 
 def _is_identity(program: Program, connection: _Connection, count):
@@ -188,7 +197,7 @@ def _is_identity(program: Program, connection: _Connection, count):
 
 
 def _traced_backward(spec, static_faulty, residuals, cotangents):
-    params, inputs, cell, tape, held = residuals
+    params, inputs, cell, tape, held, key, faulty = residuals
     program = _program(spec, params, inputs)
     strided = Memory(inputs, jnp.ones(INPUT_NODES, jnp.float32))
     nodes = spec.space.nodes - _first_node(spec)
@@ -196,9 +205,12 @@ def _traced_backward(spec, static_faulty, residuals, cotangents):
     start = jnp.zeros((nodes, *inner.shape[1:]), jnp.float32).at[-inner.shape[0] :].set(inner)
     zeros = (jnp.zeros(inputs.shape, jnp.float32),) if spec.reduction else ()
 
+    draw = Draw(key, faulty if static_faulty is None else static_faulty)
+
     def step(gradients, xs):
         connection, own = _Connection(*xs[0]), xs[1]
-        return _differentiate_connection(program, strided, tape, gradients, connection, own)
+        masks = _masks(program, strided, connection, draw)
+        return _differentiate_connection(program, strided, tape, gradients, connection, own, masks)
 
     xs = (_connections(cell), held)
     gradients, chosen = lax.scan(step, (start, *zeros), xs, reverse=True)
@@ -206,8 +218,40 @@ def _traced_backward(spec, static_faulty, residuals, cotangents):
     return gradients_by_edge(program, params, cell, chosen), None, d_inputs, None, None, None
 
 
+class _Masks(NamedTuple):
+    """Where no gradient of a connection passes, see `masked_positions`.
+
+    Attributes:
+        weights: [weights].
+        layers: [sites, B or 1, h, w, C].
+        node: of the sum that the connection is a part of.
+    """
+
+    weights: jax.Array | None
+    layers: jax.Array | None
+    node: jax.Array | None
+
+
+def _masks(program: Program, inputs: Memory, connection: _Connection, draw: Draw) -> _Masks:
+    """Draws the faults of the forward pass again, where gradients are masked."""
+    spec = program.spec
+    if spec.hardware.gradients != "masked":
+        return _Masks(None, None, None)
+    shape = inputs.codes.shape[1:]
+    maps = spec.draw(draw, connection.place, connection.source, connection.op, shape)
+    batch, height, width, channels = shape
+    step = 2 if spec.reduction else 1
+    shape = (batch, height // step, width // step, channels)
+    node = spec.draw_node(draw, target_node(connection.place), shape)
+    return _Masks(
+        masked_positions(spec.hardware, "weights", maps.weights),
+        masked_positions(spec.hardware, "features", maps.features),
+        masked_positions(spec.hardware, "stored", node),
+    )
+
+
 def _differentiate_connection(
-    program: Program, inputs: Memory, tape: Tape, gradients, connection, held
+    program: Program, inputs: Memory, tape: Tape, gradients, connection, held, masks: _Masks
 ):
     """Gradients of nodes with what comes through a connection, and of its chosen parameters."""
     spec, tables = program.spec, jax.tree.map(jnp.asarray, program.tables)
@@ -223,7 +267,7 @@ def _differentiate_connection(
             _input(program, inputs, tape.memory, connection, stride, place_of_layer),
             tables.floor[choice, place_of_layer],
             functools.partial(images_in_slot, tape.features, feature_slot),
-            g,
+            mask(g, _of_layer(masks.layers, place_of_layer)),
             jax.tree.map(lambda all_: all_[place, place_of_layer], tape.norms),
             spec.hardware.batch_axis,
         )
@@ -239,6 +283,7 @@ def _differentiate_connection(
 
     target = target_node(place) - _first_node(spec)
     g = lax.dynamic_index_in_dim(gradients[0], target, keepdims=False)
+    g = mask(g, masks.node)
     vectors = jnp.zeros((MAX_LAYERS, program.channels), jnp.float32)
     chosen = Chosen(jnp.zeros_like(held), vectors, vectors)
     strided = (source < INPUT_NODES) & spec.reduction
@@ -254,6 +299,7 @@ def _differentiate_connection(
 
         to_inputs, chosen = lax.fori_loop(0, first, strided_layer, (gradients[1], chosen))
         gradients = (gradients[0], to_inputs)
+    chosen = chosen._replace(kernel=mask(chosen.kernel, masks.weights))
     passes = (count > 0) | _is_identity(program, connection, count)
     g = jnp.where(passes & ~strided, g, 0.0)
     row = jnp.maximum(source - _first_node(spec), 0)
@@ -281,7 +327,7 @@ def _empty_tape(program: Program, inputs: jax.Array, cell: jax.Array, keep: bool
     memory = Memory(jnp.zeros((slots, *halved), code_dtype(fmt)), jnp.zeros(slots, jnp.float32))
     if not spec.reduction:
         for node in range(INPUT_NODES):
-            memory = memory.write(node, encode(inputs[node], fmt, spec.hardware.batch_axis))
+            memory = memory.write(node, encode(inputs[node], spec.hardware, None))
     vectors = jnp.zeros((connections, MAX_LAYERS, program.channels), jnp.float32)
     by_batch = jnp.zeros((connections, MAX_LAYERS), bool)
     norms = Norm(vectors, vectors, vectors, vectors, by_batch)
