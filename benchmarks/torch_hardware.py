@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from ftnas_jax.faults import MiBB, StuckAt
+from ftnas_jax.faults import MiBB, Place, StuckAt, format_text
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import Hardware
 
@@ -139,7 +139,7 @@ class Pass:
         for w, step, part in zip(weights, steps, parts, strict=True):
             torch.mul(_flat(w.detach()), 1 / step, out=part)
         codes.round_()
-        for model in self.hardware.faults_at("weights") if self.faulty else ():
+        for model in self.hardware.models("weights") if self.faulty else ():
             may_fail = codes[: sum(w.numel() for w in kernels)]
             stick_weights_(may_fail, model, fmt, self.generator)
         for step, part in zip(steps, parts, strict=True):
@@ -164,8 +164,8 @@ class Pass:
         step = tensor_step(x, fmt)
         round_to_steps(x, step, out=out)
         if macs is not None and self.faulty:
-            for model in self.hardware.faults_at("features"):
-                bias_features_(out, step, model.rate(macs), fmt, self.generator)
+            for model in self.hardware.models("features"):
+                bias_features_(out, step, model.probability(Place("", macs)), fmt, self.generator)
 
     def normalize(
         self, f: Tensor, scale: Tensor | None, offset: Tensor | None, macs: int | None
@@ -177,8 +177,15 @@ class Pass:
 def check_faults(hardware: Hardware) -> None:
     """Raise ValueError where a fault model is not one of those written here."""
     for model in hardware.faults:
-        if not isinstance(model, (MiBB, StuckAt)):
-            raise ValueError(f"{model.name}: the PyTorch peer has only mibb and stuck_at")
+        same = isinstance(model, MiBB) and (model.layers, model.per) == ("*", "image")
+        if isinstance(model, StuckAt):
+            same = (model.layers, model.cells, model.accumulated) == ("!classifier", "one", 1)
+        if not same:
+            raise ValueError(
+                f"{format_text(model)}: the PyTorch peer has only mibb, and stuck_at with "
+                "layers=!classifier, both at any rate"
+            )
+
 
 
 class _StraightThrough(torch.autograd.Function):

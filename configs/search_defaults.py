@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
             "batch_size": 64,
             # A model and its rates, as in "stuck_at:p0=0.067,p1=0.013"; several joined by "+".
             "faults": "mibb:p_m=1e-4",
+            "gradients": "straight_through",  # or masked, where a fault hits (§5.1)
             "data": {
                 "name": "cifar10",  # digits, or an image classification set of TFDS
                 "data_dir": "~/tensorflow_datasets",

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from configs import search_defaults
 from ftnas_jax.controller import ControllerConfig
 from ftnas_jax.data import Dataset
 from ftnas_jax.errors import InputError, as_input_error
-from ftnas_jax.faults import StuckAt, parse
+from ftnas_jax.faults import DefectMap, parse
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.search_config import SearchConfig
@@ -30,13 +29,18 @@ def search_config(config: Mapping[str, Any], dataset: Dataset | None = None) -> 
     """
     check_fields(config, search_defaults.get_config().to_dict())
     _check_job(config)
+    platform = hardware(config)
+    if any(isinstance(model, DefectMap) for model in platform.faults):
+        raise InputError(
+            "faults: a defect_map is that of one chip with one architecture; search under stuck_at"
+        )
     controller = {k: v for k, v in config["controller"].items() if k != "alpha_r"}
     classes = 2 if dataset is None else dataset.num_classes
     with as_input_error():
         return SearchConfig(
             space=Space(config["space"]["nodes"], _names(config["space"]["primitives"])),
             network=NetworkConfig(num_classes=classes, **config["network"]),
-            hardware=hardware(config),
+            hardware=platform,
             controller=ControllerConfig(**controller),
             seed=config["seed"],
             epochs=config["epochs"],
@@ -52,21 +56,16 @@ def hardware(config: Mapping[str, Any]) -> Hardware:
     quantization = config["quantization"]
     encoding = quantization["weight_encoding"]
     with as_input_error():
-        # A "+" before a letter joins models; in 1e+0 it does not.
-        faults = tuple(parse(text) for text in re.split(r"\+(?=\s*[a-zA-Z])", config["faults"]))
-    names = [model.name for model in faults]
-    if len(set(names)) < len(names):
-        raise InputError(f"faults names a model twice: {config['faults']!r}")
-    if StuckAt.name in names and encoding != "sign_magnitude":
+        faults = parse(config["faults"])
+    if any(model.crossbar for model in faults) and encoding != "sign_magnitude":
         raise InputError(
-            "faults: stuck_at is of crossbars that hold signs apart; "
+            f"faults: {config['faults']!r} are of crossbars that hold signs apart; "
             "set quantization.weight_encoding to sign_magnitude"
         )
-    return Hardware(
-        weights=_format(quantization, "weight_bits", encoding),
-        features=_format(quantization, "feature_bits", "twos_complement"),
-        faults=faults,
-    )
+    weights = _format(quantization, "weight_bits", encoding)
+    features = _format(quantization, "feature_bits", "twos_complement")
+    with as_input_error():
+        return Hardware(weights, features, faults, config["gradients"])
 
 
 def _format(quantization: Mapping[str, Any], field: str, encoding) -> FixedPoint:

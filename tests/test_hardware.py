@@ -4,6 +4,7 @@ Statistical tests have a fixed seed and a false-alarm rate of 1e-6 for each asse
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import chex
@@ -13,7 +14,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ftnas_jax.faults import MiBB, StuckAt
+from ftnas_jax.faults import (
+    BitFlip,
+    FaultModel,
+    LogNormal,
+    MiBB,
+    Place,
+    ReciprocalNormal,
+    StuckAt,
+)
 from ftnas_jax.fixed_point import FixedPoint, saturate
 from ftnas_jax.nn import hardware as hardware_module
 from ftnas_jax.nn.hardware import (
@@ -37,19 +46,19 @@ BOTH = Hardware(weights=SIGNED, faults=(StuckAt(0.1, 0.1), MiBB(5e-3)))
 
 
 @dataclasses.dataclass(frozen=True)
-class AddSteps:
+class AddSteps(FaultModel):
     """A fault model without chance: `steps` more on every code, saturated."""
 
-    steps: int
-    site: str = "features"
+    steps: int = 1
+    site: str = dataclasses.field(default="features", kw_only=True)
     name: ClassVar[str] = "add_steps"
 
-    def exposure(self, macs):
-        del macs
+    def exposure(self, place):
+        return np.int32(self.steps)
 
-    def sample(self, key, shape, fmt, exposure):
-        del key, fmt, exposure
-        return jnp.full(shape, self.steps, jnp.int32)
+    def sample(self, keys, shape, fmt, exposure):
+        del fmt
+        return jnp.full((len(keys), *shape), exposure, jnp.int32)
 
     def apply(self, codes, fault_map, fmt):
         assert codes.dtype == jnp.int32
@@ -57,18 +66,18 @@ class AddSteps:
 
 
 @dataclasses.dataclass(frozen=True)
-class Negate:
+class Negate(FaultModel):
     """A fault model without chance, which does not commute with `AddSteps`."""
 
-    site: str = "features"
+    site: ClassVar[str] = "features"
     name: ClassVar[str] = "negate"
 
-    def exposure(self, macs):
-        del macs
+    def exposure(self, place):
+        return np.int8(1)
 
-    def sample(self, key, shape, fmt, exposure):
-        del key, fmt, exposure
-        return jnp.ones(shape, jnp.int8)
+    def sample(self, keys, shape, fmt, exposure):
+        del fmt
+        return jnp.full((len(keys), *shape), exposure, jnp.int8)
 
     def apply(self, codes, fault_map, fmt):
         return saturate(jnp.where(fault_map == 1, -codes, codes), fmt)
@@ -83,7 +92,9 @@ def features(seed=0, shape=SHAPE):
 
 
 def maps_of(kind, hardware, draw, shape=SHAPE, macs=72):
-    return draw_maps(hardware, kind, draw, shape, exposures_at(hardware, kind, macs))
+    return draw_maps(
+        hardware, kind, draw, shape, exposures_at(hardware, kind, Place("layer", macs))
+    )
 
 
 def through(kind, x, hardware, draw, macs=72):
@@ -121,7 +132,7 @@ def test_sound_hardware_quantizes(seed):
 def test_the_order_is_compute_quantize_fault_saturate(kind, steps):
     x = features()
     codes, length = quantized(x)
-    hardware = Hardware(faults=(AddSteps(steps, kind),))
+    hardware = Hardware(faults=(AddSteps(steps, site=kind),))
     got = through(kind, x, hardware, draw_of())
     # The length is that of the sound tensor; what leaves the range is cut, not scaled again.
     np.testing.assert_array_equal(got, np.clip(codes + steps, -128, 127) * 2.0**-length)
@@ -140,8 +151,8 @@ def test_models_act_in_the_order_of_the_tuple():
 
 def test_models_act_on_their_own_site_only():
     hardware = Hardware(weights=SIGNED, faults=(StuckAt(1.0, 0.0), AddSteps(1)))
-    assert hardware.faults_at("weights") == (StuckAt(1.0, 0.0),)
-    assert hardware.faults_at("features") == (AddSteps(1),)
+    assert hardware.models("weights") == (StuckAt(1.0, 0.0),)
+    assert hardware.models("features") == (AddSteps(1),)
     x = features()
     assert not np.any(through("weights", x, hardware, draw_of()))
     codes, length = quantized(x)
@@ -152,9 +163,9 @@ def test_models_act_on_their_own_site_only():
 def test_models_at_one_site_draw_on_their_own():
     """Binomial tests of two alike models, alone and together; false alarms at 1e-6 each."""
     hardware = Hardware(faults=(MiBB(0.3), MiBB(0.3)))
-    first, second = map(np.asarray, maps_of("features", hardware, draw_of(), (2**15,), macs=1))
+    first, second = map(np.asarray, maps_of("features", hardware, draw_of(), (1, 2**15), macs=1))
     for hits, rate in ((first, 0.3), (second, 0.3), (first * second, 0.09)):
-        assert stats.binomtest(np.count_nonzero(hits), 2**15, rate).pvalue > FALSE_ALARM
+        assert stats.binomtest(np.count_nonzero(hits), hits.size, rate).pvalue > FALSE_ALARM
 
 
 def test_a_model_added_behind_leaves_the_maps_of_those_before():
@@ -179,14 +190,14 @@ def test_stuck_weights_are_zero_or_at_the_bound_of_their_sign():
 @pytest.mark.parametrize("macs", [9, 72, 720])
 def test_features_fail_at_the_rate_of_their_macs(macs):
     """Binomial test of 2^16 features, false alarms at 1e-6."""
-    x = jnp.linspace(-0.4, 0.4, 2**16).at[0].set(1.0)  # codes of ±26 in steps of 2^-6
+    x = jnp.linspace(-0.4, 0.4, 2**16).at[0].set(1.0)[None]  # codes of ±26 in steps of 2^-6
     hardware = Hardware(faults=(MiBB(1e-3),))
     sound = np.asarray(through("features", x, hardware, CLEAN, macs), np.float64) * 64
     faulty = np.asarray(through("features", x, hardware, draw_of(), macs), np.float64) * 64
-    moved = (faulty - sound)[1:]
+    moved = (faulty - sound)[0, 1:]
     p = 1 - (1 - 1e-3) ** macs
     assert stats.binomtest(np.count_nonzero(moved), moved.size, p).pvalue > FALSE_ALARM
-    inside = (faulty[1:] > -128) & (faulty[1:] < 127)
+    inside = (faulty[0, 1:] > -128) & (faulty[0, 1:] < 127)
     steps = {sign * 2**alpha for sign in (1, -1) for alpha in range(8)}
     assert set(moved[inside].tolist()) <= steps | {0}
     assert np.min(faulty) >= -128
@@ -207,7 +218,7 @@ def test_static_and_traced_passes_agree_bit_by_bit(kind, hardware):
 
 @every_case
 def test_a_site_that_is_not_active_is_sound(kind, hardware):
-    exposures = exposures_at(hardware, kind, 72)
+    exposures = exposures_at(hardware, kind, Place("layer", 72))
 
     def maps(active):
         return draw_maps(hardware, kind, draw_of(), SHAPE, exposures, active)
@@ -272,9 +283,22 @@ def test_hardware_without_formats_leaves_floats():
             {"features": None, "faults": (StuckAt(), MiBB())},
             "mibb: faults need features in fixed point",
         ),
+        (
+            {"weights": FixedPoint(8), "faults": (StuckAt(),)},
+            "stuck_at: crossbars hold signs apart; weights need a sign_magnitude encoding",
+        ),
+        (
+            {"faults": (LogNormal(), StuckAt())},
+            "stuck_at: after log_normal weights are no codes any more; name it before",
+        ),
+        (
+            {"faults": (BitFlip(bits="8"),)},
+            "bit_flip: bits is '8'; a code of 8 bits has 0-7",
+        ),
+        ({"gradients": "none"}, "gradients is 'none'; choose straight_through or masked"),
     ],
 )
-def test_faults_on_a_float_site_are_refused(fields, message):
+def test_faults_that_hardware_cannot_have_are_refused(fields, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011, the whole text is compared below
         Hardware(**fields)
     assert str(error.value) == message
@@ -372,3 +396,106 @@ def test_matrix_units_take_bfloat16_where_it_holds_all_codes(
         if fmt is not None and operands == jnp.bfloat16:
             codes = np.arange(fmt.min_code, fmt.max_code + 1) * 2.0**-fmt.bits
             np.testing.assert_array_equal(np.asarray(codes.astype(operands), np.float64), codes)
+
+
+def test_weights_are_held_as_the_faults_need():
+    assert Hardware().weights == FixedPoint(8)
+    assert Hardware(faults=BitFlip()).weights == FixedPoint(8)
+    assert Hardware(faults=StuckAt()).weights == SIGNED
+    assert dataclasses.replace(Hardware(), faults=(LogNormal(),)).weights == SIGNED
+    own = FixedPoint(6, "sign_magnitude")
+    assert Hardware(own, faults=StuckAt()).weights == own
+
+
+def test_analog_weights_are_no_operands_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(hardware_module, "on_cpu", lambda: False)
+    assert Hardware(faults=StuckAt()).operands == jnp.bfloat16
+    assert Hardware(faults=(StuckAt(), ReciprocalNormal())).operands == jnp.float32
+
+
+# When maps are drawn.
+
+FEATURE_MODELS = [MiBB(1e-3), MiBB(5e-3), BitFlip(0.02, site="activations")]
+
+
+def feature_maps(model, first, count, seed=0):
+    hardware = Hardware(faults=model)
+    draw = Draw(jax.random.key(seed), first=first)
+    return np.asarray(maps_of("features", hardware, draw, (count, *SHAPE[1:]))[0])
+
+
+@pytest.mark.parametrize("model", FEATURE_MODELS)
+def test_the_map_of_an_image_depends_on_its_number_alone(model):
+    whole = feature_maps(model, 0, 6)
+    assert len({image.tobytes() for image in whole}) == 6
+    for first, count in ((0, 1), (1, 2), (3, 3), (5, 1)):
+        np.testing.assert_array_equal(feature_maps(model, first, count), whole[first:][:count])
+
+
+@pytest.mark.parametrize("model", FEATURE_MODELS)
+def test_maps_of_a_batch_and_of_a_chip_hit_all_images_alike(model):
+    for per in ("batch", "chip"):
+        own = dataclasses.replace(model, per=per)
+        first, second = feature_maps(own, 0, 4), feature_maps(own, 4, 4)
+        assert first.shape == (1, *SHAPE[1:])
+        assert np.any(first)
+        assert np.array_equal(first, second) == (per == "chip")
+        assert not np.array_equal(feature_maps(own, 0, 4, seed=1), first)
+    x = features()
+    got = through("features", x, Hardware(faults=own), draw_of())
+    codes, length = quantized(x)
+    expected = own.apply(jnp.asarray(codes, jnp.int32), jnp.asarray(first), FixedPoint(8))
+    np.testing.assert_array_equal(got, np.asarray(expected) * 2.0**-length)
+
+
+@pytest.mark.parametrize("model", [StuckAt(0.1, 0.1), BitFlip(0.02)])
+def test_weights_fail_once_a_chip_or_anew_for_every_batch(model):
+    w = features()
+
+    def held(per, first):
+        hardware = Hardware(faults=dataclasses.replace(model, per=per))
+        draw = Draw(jax.random.key(0), first=first)
+        return np.asarray(through("weights", w, hardware, draw))
+
+    np.testing.assert_array_equal(held("chip", 0), held("chip", 8))
+    assert not np.array_equal(held("batch", 0), held("batch", 8))
+
+
+def test_a_batch_split_over_devices_has_the_faults_of_the_whole():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+    for model in (*FEATURE_MODELS, MiBB(1e-3, per="batch"), MiBB(1e-3, per="chip")):
+        whole, parts = (Hardware(faults=model, batch_axis=axis) for axis in (None, "data"))
+
+        def run(x, hardware=parts):
+            return through("features", x, hardware, draw_of())
+
+        x = features(shape=(8, *SHAPE[1:]))
+        mapped = jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+        np.testing.assert_array_equal(jax.jit(mapped)(x), run(x, whole))
+
+
+# Masked gradients.
+
+
+@pytest.mark.parametrize(
+    ("kind", "faults"),
+    [("weights", (StuckAt(0.2, 0.1), BitFlip(0.01))), ("features", (MiBB(5e-3),))],
+)
+def test_masked_gradients_are_zero_where_a_fault_hits(kind, faults):
+    hardware = Hardware(faults=faults, gradients="masked")
+    x, cotangent = features(), features(7)
+    y, vjp = jax.vjp(lambda x: through(kind, x, hardware, draw_of()), x)
+    straight = dataclasses.replace(hardware, gradients="straight_through")
+    np.testing.assert_array_equal(y, through(kind, x, straight, draw_of()))
+    hit = functools.reduce(np.logical_or, [m != 0 for m in maps_of(kind, hardware, draw_of())])
+    assert 0 < hit.mean() < 1
+    np.testing.assert_array_equal(vjp(cotangent)[0], np.where(hit, 0, cotangent))
+
+
+def test_variation_masks_no_gradient():
+    hardware = Hardware(faults=(StuckAt(0.5, 0), LogNormal(0.3)), gradients="masked")
+    w = features()
+    gradient = jax.grad(lambda w: through("weights", w, hardware, draw_of()).sum())(w)
+    stuck = maps_of("weights", hardware, draw_of())[0]
+    np.testing.assert_array_equal(gradient, np.where(stuck != 0, 0, 1))

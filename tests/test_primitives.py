@@ -19,7 +19,7 @@ from ftnas_jax.nn.primitives import (
     count_kernels,
     initialize_primitive,
     parameter_shapes,
-    site_macs,
+    layer_macs,
 )
 from ftnas_jax.space import PRIMITIVES
 
@@ -311,8 +311,8 @@ C = 16  # a width that no kernel has as its number of taps
 SITES = {
     "none": [],
     "skip_connect": [],
-    "avg_pool_3x3": [],
-    "max_pool_3x3": [],
+    "avg_pool_3x3": [0],
+    "max_pool_3x3": [0],
     "conv_1x1": [C],
     "relu_conv_bn_3x3": [9 * C],
     "relu_conv_bn_5x5": [25 * C],
@@ -321,21 +321,21 @@ SITES = {
     "dil_conv_3x3": [9, C],
     "dil_conv_5x5": [25, C],
 }
-"""M_l of the sites of feature faults, for C channels."""
+"""M_l of every layer, for C channels; pooled features are only stored."""
 
 
 @pytest.mark.parametrize(("name", "stride"), CASES)
-def test_multiply_accumulates_of_every_site(name, stride):
+def test_multiply_accumulates_of_every_layer(name, stride):
     expected = [C] if (name, stride) == ("skip_connect", 2) else SITES[name]
-    assert site_macs(name, C, C, stride=stride) == expected
+    assert layer_macs(name, C, C, stride=stride) == expected
 
 
 def test_multiply_accumulates_of_preprocessing_and_stem():
-    assert site_macs("relu_conv_bn_1x1", 60, 20, stride=1) == [60]
-    assert site_macs("relu_conv_bn_3x3", 60, 20, stride=2) == [540]
-    assert site_macs("sep_conv_3x3", 60, 20, stride=1) == [9, 60, 9, 60]
-    assert site_macs("skip_connect", 60, 20, stride=2) == [60]
-    assert site_macs("conv_bn_3x3", 3, 60, stride=1) == [27]
+    assert layer_macs("relu_conv_bn_1x1", 60, 20, stride=1) == [60]
+    assert layer_macs("relu_conv_bn_3x3", 60, 20, stride=2) == [540]
+    assert layer_macs("sep_conv_3x3", 60, 20, stride=1) == [9, 60, 9, 60]
+    assert layer_macs("skip_connect", 60, 20, stride=2) == [60]
+    assert layer_macs("conv_bn_3x3", 3, 60, stride=1) == [27]
 
 
 @jax.tree_util.register_static
@@ -390,7 +390,7 @@ def test_faults_hit_kernels_and_the_features_behind_batch_norm(name, stride):
     params = random_like(rng, shapes)
     kernels = [fields["kernel"] for fields in params.values() if "kernel" in fields]
     starts = np.cumsum([0, *(kernel.size for kernel in kernels)])
-    sites = len(site_macs(name, WIDTH, WIDTH, stride=stride))
+    sites = len(layer_macs(name, WIDTH, WIDTH, stride=stride))
     assert count_kernels(name, WIDTH, WIDTH, stride=stride) == starts[-1]
     size = (sites, IMAGE[0], IMAGE[1] // stride, IMAGE[2] // stride, WIDTH)
     weight_steps = rng.integers(-20000, 20000, size=starts[-1])

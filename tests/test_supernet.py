@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftnas_jax.faults import MiBB, StuckAt
+from ftnas_jax.faults import BitFlip, FaultModel, MiBB, StuckAt
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.hardware import Draw, Hardware
@@ -38,7 +38,12 @@ SPACE = Space(
     ),
 )
 RRAM = FixedPoint(16, "sign_magnitude")
-FINE = Hardware(RRAM, FixedPoint(16), (StuckAt(0.1, 0.1), MiBB(5e-3)))
+FAULTS = (
+    StuckAt(0.1, 0.1),
+    MiBB(5e-3, layers="!*/conv_1x1"),
+    BitFlip(5e-3, "6-9", site="activations", per="batch"),
+)
+FINE = Hardware(RRAM, FixedPoint(16), FAULTS, "masked")
 
 
 def _covering_architectures():
@@ -273,7 +278,8 @@ def test_faults_follow_the_key_and_the_flag(evaluation):
 def test_equal_connections_share_faulty_weights_but_not_features(model):
     """A node with two equal connections against nodes with either of them and a `none`."""
     space = Space(3, ("none", "relu_conv_bn_3x3"))
-    spec = CellSpec(space, False, Hardware(RRAM, FixedPoint(16), (model,)), pool_norm=False)
+    hardware = Hardware(RRAM, FixedPoint(16), (model,))
+    spec = CellSpec(space, False, hardware, pool_norm=False, path="cell0")
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 6, 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(space.edges, 3, 3, 4, 4)), jnp.float32)
@@ -292,7 +298,7 @@ def test_equal_connections_share_faulty_weights_but_not_features(model):
         assert differ(first, second)
 
 
-def test_weight_faults_hit_every_convolution_and_nothing_else():
+def test_weight_faults_hit_every_kernel_and_nothing_else():
     """Weights that are all stuck at the bound of their sign have no magnitude to change."""
     space = Space(3, ("skip_connect", "conv_1x1", "relu_conv_bn_3x3", "sep_conv_3x3"))
     cells = Architecture((Connection(0, 1), Connection(1, 2)), (Connection(0, 0), Connection(1, 3)))
@@ -313,25 +319,25 @@ def test_weight_faults_hit_every_convolution_and_nothing_else():
                 lambda p, a, path=path, change=change: a * change if p[1:] == path else a, variables
             )
         )
-        convolution = path[-1].key == "kernel" and len(path) > 1
-        assert np.array_equal(before, after) == convolution, jax.tree_util.keystr(path)
+        kernel = path[-1].key == "kernel"
+        assert np.array_equal(before, after) == kernel, jax.tree_util.keystr(path)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Recorder:
-    """A feature fault model that changes nothing and notes M_l and shape of every site."""
+class Recorder(FaultModel):
+    """A fault model of features that changes nothing and notes M_l and shape of every tensor."""
 
-    seen: list = dataclasses.field(hash=False, compare=False)
+    seen: list = dataclasses.field(hash=False, compare=False, default_factory=list)
+    site: str = dataclasses.field(default="features", kw_only=True)
     name: ClassVar[str] = "recorder"
-    site: ClassVar[str] = "features"
 
-    def exposure(self, macs):
-        return np.int32(macs)
+    def exposure(self, place):
+        return np.int32(place.macs)
 
-    def sample(self, key, shape, fmt, exposure):
-        del key, fmt
-        return jnp.full(shape, exposure, jnp.int32)
+    def sample(self, keys, shape, fmt, exposure):
+        del fmt
+        return jnp.full((len(keys), *shape), exposure, jnp.int32)
 
     def apply(self, codes, fault_map, fmt):
         del fmt
@@ -344,12 +350,13 @@ class Recorder:
         self.seen.append((int(low), shape[1:]))
 
 
-def test_sites_of_feature_faults_in_a_network():
+@pytest.mark.parametrize("site", ["features", "activations"])
+def test_sites_of_feature_faults_in_a_network(site):
     space = Space(3, ("skip_connect", "conv_1x1", "max_pool_3x3", "dil_conv_5x5"))
     cells = Architecture((Connection(0, 1), Connection(1, 2)), (Connection(0, 0), Connection(1, 3)))
     seen = []
     network = Network(
-        config(preprocess="sep_conv_3x3"), space, Hardware(faults=(Recorder(seen),)), cells
+        config(preprocess="sep_conv_3x3"), space, Hardware(faults=Recorder(seen, site=site)), cells
     )
     jax.block_until_ready(static_evaluate(network, variables_of(network), images(), None, 0, True))
     jax.effects_barrier()
@@ -363,6 +370,9 @@ def test_sites_of_feature_faults_in_a_network():
         *[(9, (4, 4, c)), (c, (4, 4, c))] * 2,  # preprocessing of one inner node of c channels
         (c, (4, 4, c)),  # conv_1x1
     ]
+    if site == "activations":
+        # A node in either cell, the pooling of the second, and what the classifier reads.
+        expected += [*3 * [(0, (4, 4, c))], (0, (c,))]
     assert collections.Counter(seen) == collections.Counter(expected)
 
 

@@ -151,7 +151,9 @@ def test_logits_at_8_bits_are_ours_clean_and_stuck():
     follows it differs by a part of the noise that 8 bits make anyway. So: never more than that
     noise, and nothing but float32 rounding in three passes of four.
     """
-    hardware = Hardware(FixedPoint(8, "sign_magnitude"), FixedPoint(8), (StuckAt(0.0, 1.0),))
+    hardware = Hardware(
+        FixedPoint(8, "sign_magnitude"), FixedPoint(8), (StuckAt(0.0, 1.0, layers="!classifier"),)
+    )
     settings = config(hardware, **SHORT)
     params = random_parameters(settings)
 
@@ -267,8 +269,8 @@ class Recorder(MiBB):
 
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
-    def rate(self, macs):
-        self.seen.append(macs)
+    def probability(self, place, fmt=None):
+        self.seen.append(place.macs)
         return 0.0
 
 
@@ -277,7 +279,7 @@ class Recorder(MiBB):
 def test_sites_of_an_operation_are_ours(name, stride):
     channels, out_channels = (4, 4) if name in PRIMITIVES else (6, 4)
     recorder = Recorder()
-    table = FaultTable(Hardware(faults=(MiBB(),)), ((name, stride),), channels, out_channels)
+    table = FaultTable(Hardware(), ((name, stride),), channels, out_channels, ((name,),))
     module = operation(name, channels, out_channels, stride=stride, affine=False, pool_norm=True)
     if module is None:
         assert (table.macs, table.kernels) == ([[]], [0])
@@ -297,7 +299,7 @@ def test_sites_of_a_network_are_ours():
     search.logits(images(), COVERING[0], True)
 
     def sites(name, channels, out_channels, stride=1):
-        table = FaultTable(Hardware(), ((name, stride),), channels, out_channels)
+        table = FaultTable(Hardware(), ((name, stride),), channels, out_channels, ((name,),))
         return table.macs[0]
 
     expected = sites("conv_bn_3x3", 3, 12)
@@ -339,7 +341,7 @@ def test_a_weight_step_is_sgd_on_what_was_sampled():
     assert used < len(before) / 2
 
 
-@pytest.mark.parametrize("model", [MiBB(1e-3), StuckAt(0.067, 0.013)])
+@pytest.mark.parametrize("model", [MiBB(1e-3), StuckAt(layers="!classifier")])
 def test_steps_run_with_faults(model):
     settings = config(Hardware(FixedPoint(8, "sign_magnitude"), FixedPoint(8), (model,)))
     search = peer(settings)

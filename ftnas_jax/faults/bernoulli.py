@@ -97,7 +97,8 @@ def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = F
         drawn = jax.vmap(lambda key: values(key, size))(pairs[:, 1])
         return jnp.where(hit, drawn, jnp.int8(0))
 
-    if nested or len(keys) * size >= _EXACT_FLOAT:
+    # Not by the number of keys: a row must not depend on those drawn with it.
+    if nested or size >= _EXACT_FLOAT:
         return dense()
     if isinstance(rate.p, np.generic):
         return sparse() if rate.p < _SPARSE_BELOW else dense()
@@ -127,13 +128,11 @@ def _sparse_failures(keys, size: int, rate: Rate, values) -> jax.Array:
         ends = last[:, None].astype(jnp.float32) + jnp.cumsum(gaps, 1)
         positions = jnp.minimum(ends, jnp.float32(size + 1)).astype(jnp.int32)
         drawn = jax.vmap(lambda key: values(key, chunk))(pairs[:, 1])
-        starts = size * jnp.arange(rows, dtype=jnp.int32)[:, None]
-        places = jnp.where(positions <= size, starts + positions - 1, rows * size)
-        out = out.at[places.ravel()].set(drawn.ravel(), mode="drop")
+        out = out.at[jnp.arange(rows)[:, None], positions - 1].set(drawn, mode="drop")
         return positions[:, -1], turn + 1, out
 
-    start = (jnp.zeros(rows, jnp.int32), jnp.int32(0), jnp.zeros(rows * size, jnp.int8))
-    return jax.lax.while_loop(unfinished, draw, start)[2].reshape(rows, size)
+    start = (jnp.zeros(rows, jnp.int32), jnp.int32(0), jnp.zeros((rows, size), jnp.int8))
+    return jax.lax.while_loop(unfinished, draw, start)[2]
 
 
 def _geometric_gaps(key: jax.Array, count: int, rate: Rate) -> jax.Array:

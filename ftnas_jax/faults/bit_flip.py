@@ -29,13 +29,15 @@ class BitFlip(AccumulatingModel):
 
     Attributes:
         rate: r_s or r_h, of one bit, in [0, 1].
-        site: `weights` (the weight buffer) or `activations` (the feature buffer).
         bits: which bits may flip: `all`, one as in `7`, or a range as in `0-6`; 0 is the lowest.
+        site: `weights` (the weight buffer) or `activations` (the feature buffer).
     """
 
     rate: float | jax.Array = 1e-4
-    site: Literal["weights", "activations"] = "weights"  # pyright: ignore[reportIncompatibleVariableOverride]
     bits: str = "all"
+    site: Literal["weights", "activations"] = dataclasses.field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="weights", kw_only=True
+    )
 
     name: ClassVar[str] = "bit_flip"
     rates: ClassVar[tuple[str, ...]] = ("rate",)

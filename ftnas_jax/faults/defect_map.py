@@ -18,6 +18,7 @@ from ftnas_jax.fixed_point import MAX_BITS, FixedPoint
 COLUMNS = ("layer", "position", "stuck_at")
 _BOUND = "max"
 _HIGHEST = 2 ** (MAX_BITS - 1) - 1
+_LAST = np.iinfo(np.int64).max
 
 
 class Cells(NamedTuple):
@@ -152,15 +153,16 @@ def _rows(file: str) -> Iterator[tuple[int, str, int, int]]:
 
 
 def _parse(file: str, line: int, row: list[str]) -> tuple[str, int, int]:
+    refusal = ValueError(
+        f"defect_map: {file}, line {line}: {','.join(row)!r} is no layer, position from 0, "
+        f"and magnitude of a code or max"
+    )
     try:
         layer, position, stuck_at = (item.strip() for item in row)
-        level = -1 if stuck_at == _BOUND else int(stuck_at)
         place = int(position)
+        level = _HIGHEST if stuck_at == _BOUND else int(stuck_at)
     except ValueError:
-        level, layer, place = -2, "", -1
-    if place < 0 or not layer or not -1 <= level <= _HIGHEST:
-        raise ValueError(
-            f"defect_map: {file}, line {line}: {','.join(row)!r} is no layer, position from 0, "
-            f"and magnitude of a code or max"
-        )
-    return layer, place, level
+        raise refusal from None
+    if not layer or not 0 <= place <= _LAST or not 0 <= level <= _HIGHEST:
+        raise refusal
+    return layer, place, -1 if stuck_at == _BOUND else level

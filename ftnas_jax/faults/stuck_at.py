@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import bernoulli
-from ftnas_jax.faults.model import AccumulatingModel, Place, Site, check_rate, compound
+from ftnas_jax.faults.model import (
+    AccumulatingModel,
+    Place,
+    Site,
+    check_rate,
+    compound,
+    first_order,
+)
 from ftnas_jax.fixed_point import FixedPoint
 
 HEALTHY, STUCK_AT_0, STUCK_AT_1 = 0, 1, 2
@@ -71,6 +78,11 @@ class StuckCells(AccumulatingModel):
             grown = compound(total, self.accumulated) / jnp.maximum(total, 1e-30)
         return self.p0 * grown, self.p1 * grown
 
+    def stuck_rate(self) -> Any:
+        """That a cell is stuck: p0 + p1 after accumulation, without what rounding adds to 1."""
+        p0, p1 = self.cell_rates()
+        return first_order(p0 + p1, 1)
+
     def exposure(self, place: Place) -> CellRates:
         """The rates of a cell; every place has the same."""
         del place
@@ -113,8 +125,7 @@ class StuckAt(StuckCells):
     def probability(self, place: Place, fmt: FixedPoint | None = None):
         """That a cell of a weight is stuck."""
         del place, fmt
-        p0, p1 = self.cell_rates()
-        total = p0 + p1
+        total = self.stuck_rate()
         return total if self.cells == "one" else total * (2 - total)
 
     def sample(

@@ -39,8 +39,7 @@ class StuckBits(StuckCells):
     def probability(self, place: Place, fmt: FixedPoint):
         """That at least one cell of a weight is stuck."""
         del place
-        p0, p1 = self.cell_rates()
-        return compound(p0 + p1, fmt.bits - 1)
+        return compound(self.stuck_rate(), fmt.bits - 1)
 
     def sample(
         self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: CellRates

@@ -57,7 +57,7 @@ def _parse_one(text: str) -> FaultModel:
 
 def _fields(model: FaultModel | type[FaultModel]) -> list[dataclasses.Field]:
     """A model's own fields, then those that all have."""
-    return sorted(dataclasses.fields(model), key=lambda field: field.kw_only)
+    return sorted(dataclasses.fields(model), key=lambda field: bool(field.kw_only))
 
 
 def _choices(name: str, names: Iterable[str]) -> str:
@@ -78,6 +78,9 @@ def format_text(models: FaultModel | Iterable[FaultModel]) -> str:
     """The text that `parse` reads back as the same models; fields at their defaults are left out.
 
     Rates that are arrays are written as numbers.
+
+    Raises:
+        ValueError: for a path or pattern that no text can hold.
     """
     models = (models,) if isinstance(models, FaultModel) else models
     return "+".join(_format_one(model) for model in models)
@@ -87,10 +90,18 @@ def _format_one(model: FaultModel) -> str:
     texts = []
     for field in _fields(model):
         value = getattr(model, field.name)
-        value = value if isinstance(value, str) else float(value)
+        value = _readable(model.name, field.name, value) if isinstance(value, str) else float(value)
         if field.name in model.rates or value != _default(model, field):
             texts.append(f"{field.name}={value}")
     return ":".join(filter(None, (model.name, ",".join(texts))))
+
+
+def _readable(name: str, field: str, value: str) -> str:
+    if "," in value or _JOINT.search(value) or value != value.strip():
+        raise ValueError(
+            f"{name}: {field} is {value!r}; text has no comma, outer blank or + before a letter"
+        )
+    return value
 
 
 def _default(model: FaultModel, field: dataclasses.Field):

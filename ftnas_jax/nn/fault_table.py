@@ -84,15 +84,16 @@ class FaultTable:
             known = jax.tree.map(lambda leaf: _lengthen(leaf, most), exposures)
             return draw_maps(self.hardware, "weights", draw, (most,), known)
         rows = [
-            stack_exposures([self._exposures("weights", e, c) for c in range(len(self.operations))])
+            [self._exposures("weights", e, c) for c in range(len(self.operations))]
             for e in range(len(self.paths))
         ]
-        if any(np.ndim(leaf) > 1 for row in rows for leaf in jax.tree.leaves(row)):
+        if any(np.ndim(leaf) for leaf in jax.tree.leaves(rows)):
             raise ValueError(
                 "a given defect map is that of one chip, which holds one architecture; "
                 "call the network with an Architecture"
             )
-        own = jax.tree.map(lambda table: jnp.asarray(table)[edge, choice], stack_exposures(rows))
+        table = stack_exposures([stack_exposures(row) for row in rows])
+        own = jax.tree.map(lambda leaf: jnp.asarray(leaf)[edge, choice], table)
         active = jnp.asarray(np.array(self.kernels) > 0)[choice]
         return draw_maps(self.hardware, "weights", draw, (most,), own, active)
 

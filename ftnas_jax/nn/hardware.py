@@ -257,18 +257,21 @@ def hold_segments(flat: jax.Array, ends: jax.Array, hardware: Hardware, maps: Ma
     return from_codes(apply_maps(codes, hardware.models("weights"), maps, fmt), length)
 
 
-def write_features(f: jax.Array, hardware: Hardware, maps: Maps) -> jax.Array:
+def write_features(
+    f: jax.Array, hardware: Hardware, maps: Maps, length: jax.Array | None = None
+) -> jax.Array:
     """Features, float32 [B, ...], as the hardware holds them.
 
     Args:
         f: as computed, pre-activation features after their BatchNorm.
         hardware: number formats and faults.
         maps: their faults, or None.
+        length: int32 fraction length; None for that of `f` (minimal overflow).
 
     Returns:
         float32 like `f`; its gradient is passed to `f` as `Hardware.gradients` says.
     """
-    return _write(f, hardware, "features", maps, hardware.batch_axis)
+    return _write(f, hardware, "features", maps, hardware.batch_axis, length)
 
 
 def masked_positions(hardware: Hardware, kind: Kind, maps: Maps) -> jax.Array | None:
@@ -283,11 +286,12 @@ def mask(gradient: jax.Array, masked: jax.Array | None) -> jax.Array:
     return gradient if masked is None else jnp.where(masked, 0.0, gradient)
 
 
-def _write(x, hardware: Hardware, kind: Kind, maps: Maps, axis: Axis):
+def _write(x, hardware: Hardware, kind: Kind, maps: Maps, axis: Axis, length=None):
     fmt = hardware.format(kind)
     if fmt is None:
         return x
-    length = fraction_length(jax.lax.stop_gradient(x), fmt, axis)
+    if length is None:
+        length = fraction_length(jax.lax.stop_gradient(x), fmt, axis)
     codes = apply_maps(to_codes(x, length, fmt), hardware.models(kind), maps, fmt)
     masked = masked_positions(hardware, kind, maps)
     if masked is not None:

@@ -1,0 +1,1 @@
+"""Any JAX function as a graph in which layers are found, quantized and made to fail."""

@@ -1,0 +1,176 @@
+"""A planned graph on hardware: weights held, features written, both with their faults."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ftnas_jax.fixed_point import fraction_length
+from ftnas_jax.graph.graph import Graph, Node, Value, evaluate
+from ftnas_jax.graph.plan import Plan, Tensor
+from ftnas_jax.nn.hardware import (
+    Draw,
+    Hardware,
+    Maps,
+    draw_maps,
+    exposures_at,
+    hold_weights,
+    write_features,
+)
+
+
+class Held(NamedTuple):
+    """A tensor as the hardware came to hold it.
+
+    Attributes:
+        x: float32, as computed.
+        held: float32, quantized and with its faults.
+        length: int32, its fraction length; 0 where there is no fixed point.
+        maps: its fault maps.
+    """
+
+    x: jax.Array
+    held: jax.Array
+    length: jax.Array
+    maps: Maps
+
+
+Observe = Callable[[Tensor, Held], Any]
+"""What to keep of a tensor: a tree of arrays."""
+
+Observed = dict[str, Any]
+"""What was observed, by the tensor's name; behind loops with the turns as first dimension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How graphs are run.
+
+    Attributes:
+        hardware: number formats and faults.
+        batch: number of images in the pass, or None where there is no batch.
+        lengths: fraction lengths of features by the tensor's name; those that are not there follow
+            the features at hand.
+        observe: what to keep of every tensor, or None.
+    """
+
+    hardware: Hardware
+    batch: int | None
+    lengths: Mapping[str, jax.Array]
+    observe: Observe | None
+
+    def graph(
+        self, graph: Graph, plan: Plan, inputs: Sequence[Any], draw: Draw
+    ) -> tuple[list[Any], Observed]:
+        """Outputs of a graph, and what was observed. Consumes the draw's key."""
+        known: dict[Value, Any] = dict(graph.constants)
+        seen: Observed = {}
+
+        def keep(value: Value, array: Any) -> None:
+            tensor = plan.tensors.get(value)
+            known[value] = array if tensor is None else self._hold(tensor, array, draw, seen)
+
+        for value, array in zip(graph.inputs, inputs, strict=True):
+            keep(value, array)
+        for node in graph.nodes:
+            own = [known[value] for value in node.inputs]
+            outputs = self._node(node, plan, own, draw, seen)
+            for value, array in zip(node.outputs, outputs, strict=True):
+                keep(value, array)
+        return [known[value] for value in graph.outputs], seen
+
+    def _node(self, node: Node, plan: Plan, values, draw: Draw, seen: Observed):
+        if node.name == "scan":
+            return self._scan(node, plan.bodies[node][0], values, draw, seen)
+        if node.name == "cond":
+            return self._cond(node, plan.bodies[node], values, draw)
+        return evaluate(node, values)
+
+    def _scan(self, node: Node, plan: Plan, values, draw: Draw, seen: Observed):
+        """A loop; every turn has faults of its own, but in weights that all turns share."""
+        params = node.params
+        consts, carried = params["num_consts"], params["num_carry"]
+        constants, start = values[:consts], values[consts : consts + carried]
+        names = [t.name for t in plan.all_tensors() if t.name in self.lengths]
+        lengths = {name: self.lengths[name] for name in names}
+
+        def turn(carry, sliced):
+            place, own, lengths = sliced
+            inner = dataclasses.replace(self, lengths=lengths)
+            inputs = [*constants, *carry, *own]
+            outputs, found = inner.graph(node.bodies[0], plan, inputs, draw.at(place))
+            return tuple(outputs[:carried]), (outputs[carried:], found)
+
+        turns = jnp.arange(params["length"], dtype=jnp.int32)
+        end, (stacked, found) = lax.scan(
+            turn,
+            tuple(start),
+            (turns, values[consts + carried :], lengths),
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        seen.update(found)
+        return [*end, *stacked]
+
+    def _cond(self, node: Node, plans: list[Plan], values, draw: Draw):
+        if self.observe is not None and any(plan.all_tensors() for plan in plans):
+            raise ValueError("layers in a branch cannot be observed: only one branch runs")
+
+        def branch(body: Graph, plan: Plan):
+            return lambda *own: tuple(self.graph(body, plan, own, draw)[0])
+
+        branches = [branch(b, p) for b, p in zip(node.bodies, plans, strict=True)]
+        return lax.switch(values[0], branches, *values[1:])
+
+    # Tensors
+
+    def _hold(self, tensor: Tensor, array: Any, draw: Draw, seen: Observed):
+        """What the hardware holds for an array, of the array's own type."""
+        x = jnp.asarray(array).astype(jnp.float32)
+        maps, length = self._maps(tensor, x, draw), self.lengths.get(tensor.name)
+        if tensor.kind == "weights":
+            held = hold_weights(x, self.hardware, maps)
+        else:
+            held = write_features(x, self.hardware, maps, length)
+        if self.observe is not None:
+            fmt = self.hardware.format(tensor.kind)
+            if length is None:
+                axis = self.hardware.batch_axis if tensor.kind != "weights" else None
+                length = fraction_length(x, fmt, axis) if fmt else jnp.int32(0)
+            seen[tensor.name] = self.observe(tensor, Held(x, held, length, maps))
+        return held.astype(array.dtype)
+
+    def _maps(self, tensor: Tensor, x: jax.Array, draw: Draw) -> Maps:
+        if not tensor.faulty or draw.faulty is False:
+            return None
+        exposures = exposures_at(self.hardware, tensor.kind, tensor.place(x.size))
+        own = draw.at(tensor.number)
+        if tensor.kind == "weights":
+            return draw_maps(self.hardware, tensor.kind, own, x.shape, exposures)
+        shape = by_image(x.shape, self.batch)
+        maps = draw_maps(self.hardware, tensor.kind, own, shape, exposures)
+        whole = (shape, x.shape)
+        return jax.tree.map(lambda m: _like(m, *whole), maps)
+
+
+def by_image(shape: tuple[int, ...], batch: int | None) -> tuple[int, ...]:
+    """A shape whose first dimension counts images: 1 for features of which no part is an image's.
+
+    Features that hold several rows for each image, one after the other, as windows or tokens, are
+    taken apart.
+    """
+    if batch and shape and shape[0] % batch == 0:
+        rows = shape[0] // batch
+        return shape if rows == 1 else (batch, rows, *shape[1:])
+    return (1, *shape)
+
+
+def _like(maps: jax.Array, shape: tuple[int, ...], wanted: tuple[int, ...]) -> jax.Array:
+    """Maps of a shape from `by_image`, or of one image of it, for features of the shape wanted."""
+    if shape == wanted:
+        return maps
+    return jnp.broadcast_to(maps, shape).reshape(wanted)

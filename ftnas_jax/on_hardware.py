@@ -1,0 +1,274 @@
+"""Any model on faulty hardware, without a change to it.
+
+    chip = ft.on_hardware(model, ft.Hardware(faults=ft.faults.parse("stuck_at:p0=0.067,p1=0.013")))
+    logits = chip.apply(variables, images, draw=ft.Draw(key))            # Flax linen
+    logits = chip(images, draw=ft.Draw(key))                             # Flax nnx
+    logits = chip(parameters, images, draw=ft.Draw(key))                 # a function, any framework
+
+The model is traced, its layers are found among what JAX computes, and it is run again with weights
+and features as the hardware holds them; see `ftnas_jax.graph.plan` for what is found where. Jit,
+vmap and grad work through it; jit it, or it is traced at every call. Recomputation by remat is
+given up: values are the same, memory is not saved.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import nnx
+
+from ftnas_jax.faults import DefectMap, FaultModel
+from ftnas_jax.graph.graph import Graph, trace
+from ftnas_jax.graph.plan import CONSTANT, DATA, PARAMETER, Plan, Planner, Tensor
+from ftnas_jax.graph.run import Observe, Observed, Run
+from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
+
+Lengths = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """What the hardware holds and writes of a model.
+
+    Attributes:
+        tensors: every tensor that may fail, in the order in which they are computed.
+        floats: paths of parameters that stay in float32: biases, scales, unused ones.
+    """
+
+    tensors: tuple[Tensor, ...]
+    floats: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [("tensor", "kind", "M_l", "shape")]
+        rows += [
+            (t.name, t.kind if t.faulty else "input", str(t.macs), "x".join(map(str, t.shape)))
+            for t in self.tensors
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, f"in float32: {', '.join(self.floats) or 'nothing'}"])
+
+
+class Call(NamedTuple):
+    """A call of a model as one of a pure function.
+
+    Attributes:
+        function: (variables, *arguments) → outputs.
+        variables: a tree of arrays, weights among them.
+        names: path of a leaf of the variables → its path as a parameter, empty for all else.
+    """
+
+    function: Callable[..., Any]
+    variables: Any
+    names: Callable[[str], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnHardware:
+    """A model on hardware.
+
+    Attributes:
+        model: as it was given.
+        hardware: number formats and faults.
+        ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
+            multiply features element by element.
+        lengths: frozen fraction lengths of features, by the tensor's name; those that are not
+            there follow the features at hand.
+    """
+
+    model: Any
+    hardware: Hardware
+    ignore: str = ""
+    lengths: Lengths = dataclasses.field(default_factory=dict, hash=False)
+
+    def _pure(self, args: tuple[Any, ...]) -> tuple[Call, tuple[Any, ...]]:
+        """The call with these positional arguments, and those that are no variables."""
+        raise NotImplementedError
+
+    def observed(
+        self, observe: Observe | None, *args: Any, draw: Draw = CLEAN, **kwargs: Any
+    ) -> tuple[Any, Observed]:
+        """What a pure call returns, and what `observe` makes of every tensor, by its name."""
+        call, rest = self._pure(args)
+        planned = self._planned(call, rest, kwargs)
+        batch = next((leaf.shape[0] for leaf in planned.data if leaf.ndim), None)
+        run = Run(self.hardware, batch, self.lengths, observe)
+        inputs = [*jax.tree.leaves(call.variables), *planned.data]
+        outputs, seen = run.graph(planned.graph, planned.plan, inputs, draw)
+        return jax.tree.unflatten(planned.outputs, outputs), seen
+
+    def sites(self, *args: Any, **kwargs: Any) -> Sites:
+        """What may fail in a call with these arguments, or arguments of their shapes."""
+        call, rest = self._pure(args)
+        planned = self._planned(call, rest, kwargs)
+        return Sites(tuple(planned.plan.all_tensors()), planned.floats)
+
+    def _planned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Planned":
+        data, rebuild = _split((args, kwargs))
+        leaves, structure = jax.tree.flatten(call.variables)
+
+        def function(leaves, data):
+            args, kwargs = rebuild(data)
+            return call.function(jax.tree.unflatten(structure, leaves), *args, **kwargs)
+
+        graph, outputs = trace(function, leaves, data)
+        paths = jax.tree_util.tree_leaves_with_path(call.variables)
+        names = [call.names(path_name(path)) for path, _ in paths]
+        origins = [PARAMETER if name else CONSTANT for name in names] + [DATA] * len(data)
+        planner = Planner(lambda name: _matches(name, self.ignore))
+        plan, _ = planner.plan(graph, origins, names + [""] * len(data))
+        check(self.hardware.faults, plan.all_tensors())
+        floats = tuple(name for name in names if name and name not in planner.used)
+        return _Planned(graph, plan, floats, outputs, data)
+
+
+class _Planned(NamedTuple):
+    graph: Graph
+    plan: Plan
+    floats: tuple[str, ...]
+    outputs: Any
+    data: list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionOnHardware(_OnHardware):
+    """A function `(parameters, *arguments)` on hardware; see `on_hardware`."""
+
+    def __call__(self, parameters: Any, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
+        """What the function returns on this hardware.
+
+        Args:
+            parameters: a tree of arrays, weights among them.
+            *args: of the function. Arrays are data, all else is known while tracing.
+            draw: faults of this pass; its key is consumed. By default there are none.
+            **kwargs: of the function, like `args`.
+        """
+        return self.observed(None, parameters, *args, draw=draw, **kwargs)[0]
+
+    def _pure(self, args):
+        return Call(self.model, args[0], lambda name: name), args[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenOnHardware(_OnHardware):
+    """A Flax linen module on hardware; its weights are in the collection `params`."""
+
+    def apply(self, variables: Any, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
+        """As the module's own `apply`; `draw` says which faults this pass has."""
+        return self.observed(None, variables, *args, draw=draw, **kwargs)[0]
+
+    def _pure(self, args):
+        def names(path: str) -> str:
+            return path.removeprefix("params/") if path.startswith("params/") else ""
+
+        return Call(self.model.apply, args[0], names), args[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class NNXOnHardware(_OnHardware):
+    """A Flax nnx module on hardware; its weights are its `nnx.Param`s."""
+
+    def __call__(self, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
+        """As the module's own call, its state updated; `draw` says which faults this pass has."""
+        (outputs, state), _ = self.observed(None, *args, draw=draw, **kwargs)
+        nnx.update(self.model, state)
+        return outputs
+
+    def _pure(self, args):
+        graph, parameters, rest = nnx.split(self.model, nnx.Param, ...)
+
+        def function(variables, *args, **kwargs):
+            module = nnx.merge(graph, *variables)
+            outputs = module(*args, **kwargs)
+            return outputs, nnx.split(module, nnx.Param, ...)[2]
+
+        def names(path: str) -> str:
+            first, _, name = path.partition("/")
+            return name.removesuffix("/value") if first == "0" else ""
+
+        return Call(function, (parameters, rest), names), args
+
+
+def on_hardware(
+    model: Any, hardware: Hardware, *, ignore: str = "", lengths: Lengths | None = None
+) -> Any:
+    """A model on hardware.
+
+    Args:
+        model: a Flax linen module, an nnx module, or a function `(parameters, *arguments)`.
+        hardware: number formats and faults.
+        ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
+            multiply features element by element.
+        lengths: frozen fraction lengths of features; see `ftnas_jax.calibration`.
+
+    Returns:
+        For a linen module an object with its `apply`, else one that is called as the model is; each
+        takes a `draw` more, and can list its `sites`.
+
+    Raises:
+        TypeError: the model is none of these.
+    """
+    if isinstance(model, nn.Module):
+        kind = LinenOnHardware
+    elif isinstance(model, nnx.Module):
+        kind = NNXOnHardware
+    elif callable(model):
+        kind = FunctionOnHardware
+    else:
+        raise TypeError(
+            f"{type(model).__name__} is no model: give a Flax module or a function of parameters"
+        )
+    return kind(model, hardware, ignore, dict(lengths or {}))
+
+
+def check(models: tuple[FaultModel, ...], tensors: list[Tensor]) -> None:
+    """Raise ValueError where there is no layer, or models name one that is not there."""
+    if not any(tensor.kind == "weights" for tensor in tensors):
+        raise ValueError(
+            "no layer was found: no parameter is multiplied with an argument of the model by a "
+            "convolution or a dot_general; pass parameters first, and images as an argument"
+        )
+    paths = sorted({tensor.path for tensor in tensors})
+    for model in models:
+        named = [p.strip().removeprefix("!").strip() for p in model.layers.split("|")]
+        named += list(model.cells) if isinstance(model, DefectMap) else []
+        for pattern in named:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise ValueError(
+                    f"{model.name}: no layer is called {pattern!r}; there are {', '.join(paths)}"
+                )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A path in a tree as text, as in `encoder/conv_0/kernel`."""
+    parts = (getattr(p, "key", getattr(p, "name", getattr(p, "idx", p))) for p in path)
+    return "/".join(str(part) for part in parts)
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, p.strip()) for p in patterns.split("|") if p.strip())
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+
+
+def _split(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of a tree, and how to put arrays back among what else it holds."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
+
+    def rebuild(arrays: list[Any]) -> Any:
+        whole = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            whole[place] = array
+        return jax.tree.unflatten(structure, whole)
+
+    return [leaves[i] for i in places], rebuild

@@ -1,0 +1,86 @@
+"""Models that make no sense are refused in one line."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftnas_jax.faults import BitBias, BitFlip, LogNormal, MiBB, ReciprocalNormal, StuckAt, StuckBits
+
+NAN, INF = float("nan"), float("inf")
+A_RATE = "a rate lies in [0, 1]"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MiBB(-1e-9), f"mibb: p_m is -1e-09; {A_RATE}"),
+        (lambda: MiBB(1.5), f"mibb: p_m is 1.5; {A_RATE}"),
+        (lambda: MiBB(NAN), f"mibb: p_m is nan; {A_RATE}"),
+        (lambda: MiBB(0.1, "cubic"), "mibb: form is 'cubic'; choose compound or linear"),
+        (lambda: MiBB(per="day"), "mibb: per is 'day'; choose image, batch or chip"),
+        (lambda: BitBias(-0.1), f"bit_bias: rate is -0.1; {A_RATE}"),
+        (lambda: BitBias(NAN), f"bit_bias: rate is nan; {A_RATE}"),
+        (lambda: BitFlip(1.01), f"bit_flip: rate is 1.01; {A_RATE}"),
+        (lambda: BitFlip(NAN), f"bit_flip: rate is nan; {A_RATE}"),
+        (
+            lambda: BitFlip(site="features"),
+            "bit_flip: site is 'features'; choose weights or activations",
+        ),
+        (lambda: BitFlip(bits="some"), "bit_flip: bits is 'some'; give all, or as in 7 or 0-6"),
+        (lambda: BitFlip(bits=""), "bit_flip: bits is ''; give all, or as in 7 or 0-6"),
+        (lambda: BitFlip(bits="-1"), "bit_flip: bits is '-1'; give all, or as in 7 or 0-6"),
+        (lambda: BitFlip(bits="5-3"), "bit_flip: bits is '5-3'; give all, or as in 7 or 0-6"),
+        (lambda: BitFlip(bits="1-2-3"), "bit_flip: bits is '1-2-3'; give all, or as in 7 or 0-6"),
+        (lambda: StuckAt(-0.1, 0.2), f"stuck_at: p0 is -0.1; {A_RATE}"),
+        (lambda: StuckAt(0.1, 2), f"stuck_at: p1 is 2; {A_RATE}"),
+        (lambda: StuckAt(NAN, 0.1), f"stuck_at: p0 is nan; {A_RATE}"),
+        (lambda: StuckAt(0.6, 0.5), f"stuck_at: p0 + p1 is 1.1; {A_RATE}"),
+        (lambda: StuckAt(cells="three"), "stuck_at: cells is 'three'; choose one or pair"),
+        (lambda: StuckBits(0.1, -0.1), f"stuck_bits: p1 is -0.1; {A_RATE}"),
+        (lambda: StuckBits(0.6, 0.5), f"stuck_bits: p0 + p1 is 1.1; {A_RATE}"),
+        (lambda: LogNormal(-0.1), "log_normal: sigma is -0.1; it is at least 0"),
+        (lambda: LogNormal(INF), "log_normal: sigma is inf; it is at least 0"),
+        (lambda: ReciprocalNormal(NAN), "reciprocal_normal: sigma is nan; it is at least 0"),
+        (
+            lambda: ReciprocalNormal(smallest=0.0),
+            "reciprocal_normal: smallest is 0.0; it lies between 0 and 1",
+        ),
+        (
+            lambda: ReciprocalNormal(smallest=1),
+            "reciprocal_normal: smallest is 1; it lies between 0 and 1",
+        ),
+        (
+            lambda: StuckAt(accumulated=0.99),
+            "stuck_at: accumulated is 0.99; M_p is at least 1",
+        ),
+        (lambda: BitFlip(accumulated=INF), "bit_flip: accumulated is inf; M_p is at least 1"),
+        (lambda: BitFlip(accumulated=NAN), "bit_flip: accumulated is nan; M_p is at least 1"),
+        (lambda: MiBB(accumulated=2), "mibb: faults drawn per image do not accumulate"),
+        (
+            lambda: StuckBits(per="batch", accumulated=2),
+            "stuck_bits: faults drawn per batch do not accumulate",
+        ),
+    ],
+)
+def test_errors_say_what_is_wrong_in_one_line(build, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the whole text is compared below
+        build()
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("model", [StuckAt, StuckBits])
+def test_rates_that_add_up_to_one_are_accepted(model):
+    @given(st.floats(0, 1))
+    @settings(deadline=None)
+    def check(p0):
+        model(p0, 1 - p0)
+
+    check()
+
+
+def test_arrays_are_let_through():
+    """Whether they are rates is not known where a program is traced."""
+    MiBB(jnp.float32(2))
+    jax.eval_shape(lambda p: StuckAt(p, p, accumulated=p), jnp.float32(0.9))
