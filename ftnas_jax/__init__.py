@@ -1,15 +1,29 @@
-"""Fault-tolerant neural architecture search in JAX.
+"""Which neural network survives faulty hardware, and how to find a better one, in JAX.
 
 import ftnas_jax as ft
+
+hardware = ft.Hardware(faults=ft.faults.parse("stuck_at:p0=0.067,p1=0.013"))
+chip = ft.on_hardware(model, hardware)  # any Flax model, or a function of parameters
+logits = chip.apply(variables, images, draw=ft.Draw(key))
 
 space = ft.Space()
 hardware = ft.Hardware(faults=(ft.faults.MiBB(p_m=1e-4),))
 net = ft.Network(ft.NetworkConfig(channels=8), space, hardware)
 """
 
-from ftnas_jax import faults
+from ftnas_jax import faults, plots
 from ftnas_jax.controller import Controller, ControllerConfig
 from ftnas_jax.fixed_point import FixedPoint
+from ftnas_jax.graph.calibration import (
+    Accuracies,
+    accuracies,
+    calibrate,
+    load_lengths,
+    save_lengths,
+)
+from ftnas_jax.graph.exposure import Exposure, exposure
+from ftnas_jax.graph.hold import hold
+from ftnas_jax.graph.model import on_hardware
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
 from ftnas_jax.search import Search, SearchData, SearchState
 from ftnas_jax.search_config import SearchConfig
@@ -19,10 +33,12 @@ from ftnas_jax.supernet import Network, NetworkConfig
 __all__ = [
     "CLEAN",
     "PRIMITIVES",
+    "Accuracies",
     "Architecture",
     "Controller",
     "ControllerConfig",
     "Draw",
+    "Exposure",
     "FixedPoint",
     "Hardware",
     "Network",
@@ -32,5 +48,13 @@ __all__ = [
     "SearchData",
     "SearchState",
     "Space",
+    "accuracies",
+    "calibrate",
+    "exposure",
     "faults",
+    "hold",
+    "load_lengths",
+    "on_hardware",
+    "plots",
+    "save_lengths",
 ]

@@ -91,7 +91,10 @@ class FaultModel:
         del fmt
 
     def exposure(self, place: Place) -> Any:
-        """What `sample` needs to know of a place: a pytree of scalars, alike for all places."""
+        """What `sample` needs to know of a place: a pytree of scalars, alike for all places.
+
+        A model whose faults are given, not drawn, has an array for every weight instead.
+        """
         raise NotImplementedError
 
     def probability(self, place: Place, fmt: FixedPoint) -> Any:

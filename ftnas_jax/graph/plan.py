@@ -34,7 +34,7 @@ class Tensor:
         name: unique in the model: the path of a parameter, or of the layer that computes features,
             with what is special about them behind it.
         path: of the layer, as `FaultModel.layers` knows it.
-        kind: weights, features of logic, or features that are only stored.
+        kind: weights, or what kind of features; see `ftnas_jax.nn.hardware.Kind`.
         macs: M_l.
         shape: of the tensor; of a loop's body, in one turn.
         faulty: False for the model's inputs, which are only quantized.
@@ -140,7 +140,7 @@ class _Analysis:
     def _place_of(self, item: tuple[Value, Tensor]) -> tuple[int, int]:
         """By layer, in the order in which layers run: weights, features, what is stored of them."""
         tensor = item[1]
-        kinds = ("weights", "features", "stored")
+        kinds = ("weights", "computed", "features", "stored")
         return self.order.get(tensor.path, -1), kinds.index(tensor.kind)
 
     # What values are
@@ -216,9 +216,9 @@ class _Analysis:
         wide = [size for size in parameter.shape if size > 1]
         if len(wide) > 1 and not self.planner.ignored(name):
             raise ValueError(
-                f"{where(node.equation)}: the parameter {name} of shape {parameter.shape} multiplies "
-                "features element by element, which is no layer that faults are known for; compute "
-                f"it by a convolution or a dot_general, or leave it in float with ignore={name!r}"
+                f"{where(node.equation)}: the parameter {name} of shape {parameter.shape} "
+                "multiplies features element by element, which is no layer that faults are known "
+                f"for; compute it by a dot_general, or leave it in float32 with ignore={name!r}"
             )
 
     # Bodies of loops and branches
@@ -281,7 +281,7 @@ class _Analysis:
         if not value.users and not self.body and value in self.graph.outputs:
             return
         name = self.planner.name(path)
-        self.plan.tensors[value] = Tensor(name, path, "features", multiplied.macs, value.shape)
+        self.plan.tensors[value] = Tensor(name, path, "computed", multiplied.macs, value.shape)
 
     def _end_of_chain(self, value: Value, channels: frozenset[int]) -> Value:
         while True:
@@ -317,7 +317,10 @@ class _Analysis:
     def _store(self, value: Value, reader: str) -> None:
         """What a layer reads is stored, with its own faults where nothing else wrote it."""
         stored = source(value)
-        if stored in self.plan.tensors or "float" not in str(stored.aval.dtype):
+        known = self.plan.tensors.get(stored)
+        if known is not None and known.kind == "computed":
+            self.plan.tensors[stored] = dataclasses.replace(known, kind="features")
+        if known is not None or "float" not in str(stored.aval.dtype):
             return
         given = stored in self.graph.inputs and not self.body
         path = self.layer.get(stored, "input" if given else reader)

@@ -36,9 +36,13 @@ _EIGHT_BITS = FixedPoint(8, "twos_complement")
 _BY_FAULTS = FixedPoint(8, "twos_complement")
 """The default format of weights, known by its identity: the faults decide on the encoding."""
 
-Kind = Literal["weights", "features", "stored"]
-"""What a tensor is to the hardware: weights; features that logic computes and a buffer stores; or
-features that are only stored, as pooled ones and sums are taken to be."""
+Kind = Literal["weights", "features", "computed", "stored"]
+"""What a tensor is to the hardware: weights; features that logic computes and a buffer stores;
+features that are computed but not stored before more is done to them; or features that are only
+stored, as pooled ones and sums are taken to be."""
+
+_SOUND = {"computed": "activations", "stored": "features"}
+"""Kinds of features that one site of faults leaves alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +214,10 @@ def exposures_at(hardware: Hardware, kind: Kind, place: Place) -> tuple[Any, ...
     """For each model that acts on tensors of a kind, its exposure at a place.
 
     A layer that a model leaves out is exposed at a rate of 0, so that all places are alike. Faults
-    of logic have None where features are only stored.
+    of logic have None where features are only stored, those of the buffer where they are not.
     """
     return tuple(
-        None
-        if kind == "stored" and model.site == "features"
-        else model.at(place.path).exposure(place)
+        None if _SOUND.get(kind) == model.site else model.at(place.path).exposure(place)
         for model in hardware.models(kind)
     )
 

@@ -206,7 +206,7 @@ def on_hardware(
         hardware: number formats and faults.
         ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
             multiply features element by element.
-        lengths: frozen fraction lengths of features; see `ftnas_jax.calibration`.
+        lengths: frozen fraction lengths of features; see `ftnas_jax.graph.calibration`.
 
     Returns:
         For a linen module an object with its `apply`, else one that is called as the model is; each

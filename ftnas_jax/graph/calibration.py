@@ -19,6 +19,7 @@ import numpy as np
 
 from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held
+from ftnas_jax.nn.hardware import Hardware
 
 Chip = TypeVar("Chip")
 
@@ -27,7 +28,7 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
     """A model on hardware with frozen fraction lengths.
 
     Args:
-        chip: from `ftnas_jax.on_hardware`.
+        chip: from `ftnas_jax.graph.model.on_hardware`.
         calls: positional arguments of a call each; at least one.
         **kwargs: of all calls.
 
@@ -45,7 +46,8 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
     for args in calls:
         for name, length in observe(*args).items():
             if length is not None:
-                lengths[name] = jnp.minimum(lengths.get(name, length), length)
+                before = lengths.get(name)
+                lengths[name] = length if before is None else jnp.minimum(before, length)
     if not lengths:
         raise ValueError("calibration needs at least one batch")
     return dataclasses.replace(free, lengths=lengths)
@@ -53,6 +55,55 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
 
 def _length(tensor: Tensor, held: Held) -> jax.Array | None:
     return None if tensor.kind == "weights" else held.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracies:
+    """Share of images classified rightly, without faults.
+
+    Attributes:
+        float32: by the model as it is.
+        quantized: on the hardware.
+        images: number of images.
+    """
+
+    float32: float
+    quantized: float
+    images: int
+
+    def __str__(self) -> str:
+        return (
+            f"float32 {self.float32:.2%} | quantized {self.quantized:.2%} ({self.images:,} images)"
+        )
+
+
+def accuracies(
+    chip: Any, calls: Iterable[tuple[Any, ...]], labels: Iterable[Any], **kwargs: Any
+) -> Accuracies:
+    """The quantized model's clean accuracy next to that of the model in float32.
+
+    Args:
+        chip: from `ftnas_jax.graph.model.on_hardware`; its model returns logits [B, classes].
+        calls: positional arguments of a call each.
+        labels: for each call int [B].
+        **kwargs: of all calls.
+    """
+    bare = dataclasses.replace(chip, hardware=Hardware(weights=None, features=None))
+
+    @jax.jit
+    def rights(args, own):
+        outputs = (which.observed(None, *args, **kwargs)[0] for which in (bare, chip))
+        # An nnx model returns its state as well.
+        logits = (out[0] if isinstance(out, tuple) else out for out in outputs)
+        return jnp.stack([jnp.sum(jnp.argmax(one, -1) == own) for one in logits])
+
+    total, images = np.zeros(2, np.int64), 0
+    for args, own in zip(calls, labels, strict=True):
+        total += np.asarray(rights(args, jnp.asarray(own)))
+        images += len(own)
+    if not images:
+        raise ValueError("there are no images to measure the accuracy on")
+    return Accuracies(float(total[0] / images), float(total[1] / images), images)
 
 
 def save_lengths(file: str | Path, lengths: Mapping[str, jax.Array]) -> None:

@@ -1,0 +1,59 @@
+"""Faulty weights alone, for any framework: a pure function on a tree of parameters.
+
+    faulty = ft.hold(parameters, ft.Hardware(faults=ft.faults.StuckAt()), ft.Draw(key))
+
+The result is a tree of the same shapes for Haiku, Equinox, Flax or plain JAX to compute with.
+"""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ftnas_jax.graph.model import path_name
+from ftnas_jax.graph.plan import Tensor, layer_path
+from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, draw_maps, exposures_at, hold_weights
+
+
+def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: str = "") -> Any:
+    """The parameters as the hardware holds them: weights quantized, and with their faults.
+
+    By the same draw a weight has the same faults here and in a model that is `on_hardware`, if its
+    path is the same.
+
+    Args:
+        parameters: a tree of arrays.
+        hardware: number formats and faults; faults of features have no say.
+        draw: its key is consumed. By default there are no faults.
+        weights: patterns of paths, joined by `|`, of the leaves that are weights. By default all
+            of two or more dimensions in floating point: biases and scales have one.
+
+    Raises:
+        ValueError: no leaf is a weight.
+    """
+    paths, structure = jax.tree_util.tree_flatten_with_path(parameters)
+    named = [(path_name(path), leaf) for path, leaf in paths]
+    chosen = [_is_weight(name, leaf, weights) for name, leaf in named]
+    if not any(chosen):
+        names = ", ".join(name for name, _ in named)
+        raise ValueError(f"no parameter is a weight by weights={weights!r}; there are {names}")
+    held = [
+        _hold_one(name, leaf, hardware, draw) if own else leaf
+        for own, (name, leaf) in zip(chosen, named, strict=True)
+    ]
+    return jax.tree.unflatten(structure, held)
+
+
+def _is_weight(name: str, leaf: Any, patterns: str) -> bool:
+    if not patterns:
+        return jnp.ndim(leaf) > 1 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return any(fnmatchcase(name, pattern.strip()) for pattern in patterns.split("|"))
+
+
+def _hold_one(name: str, leaf: Any, hardware: Hardware, draw: Draw) -> jax.Array:
+    w = jnp.asarray(leaf)
+    tensor = Tensor(name, layer_path(name), "weights", 0, w.shape)
+    exposures = exposures_at(hardware, "weights", tensor.place(w.size))
+    maps = draw_maps(hardware, "weights", draw.at(tensor.number), w.shape, exposures)
+    return hold_weights(w.astype(jnp.float32), hardware, maps).astype(w.dtype)
