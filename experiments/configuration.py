@@ -57,6 +57,8 @@ def hardware(config: Mapping[str, Any]) -> Hardware:
     encoding = quantization["weight_encoding"]
     with as_input_error():
         faults = parse(config["faults"])
+    if not faults:
+        raise InputError("faults is empty; name at least one model, as in mibb:p_m=1e-4")
     if any(model.crossbar for model in faults) and encoding != "sign_magnitude":
         raise InputError(
             f"faults: {config['faults']!r} are of crossbars that hold signs apart; "

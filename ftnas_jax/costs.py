@@ -17,7 +17,7 @@ class LayerCost(NamedTuple):
     """One convolution, or the classifier.
 
     Attributes:
-        name: where it stands, as in `cell2/preprocess0/conv1` or `cell0/3-5 sep_conv_3x3/conv0`.
+        name: where it stands, as in `cell2/preprocess0/conv1` or `cell0/edge3-5/sep_conv_3x3/conv0`.
         features: numbers that it puts out for one image.
         macs_per_feature: M_l of Eqs. 7 and 8.
     """
@@ -88,7 +88,7 @@ def _cell(prefix: str, space: Space, cell, newer: _Place, inner: _Place) -> Iter
     for place, (source, op) in enumerate(cell):
         start = inputs if source < INPUT_NODES else inner
         name = space.primitives[op]
-        label = f"{prefix}/{source}-{target_node(place)} {name}"
+        label = f"{prefix}/edge{source}-{target_node(place)}/{name}"
         yield from _operation(label, name, start, inner.channels, start.height // inner.height)
 
 

@@ -42,9 +42,11 @@ def fields(path: str | None = None, value=None, base=search_defaults) -> dict:
         ("quantization.weight_bits", 1, r"quantization\.weight_bits: bits is 1"),
         ("quantization.feature_bits", 17, r"quantization\.feature_bits: bits is 17"),
         ("quantization.weight_encoding", "foo", r"quantization\.weight_encoding: encoding is"),
-        ("faults", "", "unknown fault model ''"),
-        ("faults", "mibb+mibb", "faults names a model twice"),
+        ("faults", "", "faults is empty; name at least one model"),
+        ("faults", "mibb+mobb", "unknown fault model 'mobb'; did you mean mibb"),
         ("faults", "stuck_at", r"set quantization\.weight_encoding to sign_magnitude"),
+        ("faults", "bit_flip:bits=8", "a code of 8 bits has 0-7"),
+        ("gradients", "none", "gradients is 'none'; choose straight_through or masked"),
         ("space.primitives", ("none,skip",), "unknown operation 'skip'"),
     ],
 )
@@ -69,6 +71,13 @@ def test_names_from_a_command_line():
 def test_models_are_joined_by_a_plus_that_is_not_an_exponent():
     config = fields("faults", "mibb:p_m=1e+0 + stuck_at:p0=0.1,p1=0.2", base=adsaf)
     assert hardware(config).faults == (MiBB(1.0), StuckAt(0.1, 0.2))
+
+
+def test_a_defect_map_is_not_searched_under(tmp_path):
+    file = tmp_path / "chip.csv"
+    file.write_text("layer,position,stuck_at\nstem,0,max\n")
+    with pytest.raises(InputError, match="a defect_map is that of one chip"):
+        search_config(fields("faults", f"defect_map:file={file}", base=adsaf))
 
 
 def test_numbers_may_be_whole_where_fractions_are_expected():

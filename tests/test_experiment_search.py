@@ -533,8 +533,8 @@ def test_published_settings(name):
     [
         ("mibb", MiBB(1e-4), 0.5, 0.5),
         ("mibb_ft", MiBB(1e-4), 0.0, 0.5),
-        ("adsaf", StuckAt(0.067, 0.013), 0.7, 0.2),
-        ("adsaf_ft", StuckAt(0.067, 0.013), 0.0, 0.2),
+        ("adsaf", StuckAt(0.067, 0.013, layers="!classifier"), 0.7, 0.2),
+        ("adsaf_ft", StuckAt(0.067, 0.013, layers="!classifier"), 0.0, 0.2),
     ],
 )
 def test_published_faults_and_weights(name, fault, alpha_l, alpha_r):

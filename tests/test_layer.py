@@ -36,7 +36,7 @@ def run(x, *, normalize=True, scale=1.0, offset=0.0, fmt=None):
         )
         vectors = (jnp.full(3, scale, jnp.float32), jnp.full(3, offset, jnp.float32))
         norm = normalization(moments, None, *vectors, normalize)
-        return write(f, norm, moments, fmt, (), None), moments, moments.variance
+        return write(f, norm, moments, Hardware(features=fmt), None), moments, moments.variance
 
     return program(jnp.asarray(x, jnp.float32))
 

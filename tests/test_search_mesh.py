@@ -23,12 +23,13 @@ from ftnas_jax.space import Space
 from ftnas_jax.supernet import Network, NetworkConfig
 
 BATCH = 12  # three devices split it, and four, and two for each pass
+RRAM = FixedPoint(16, "sign_magnitude")
 CONFIG = SearchConfig(
     space=Space(nodes=3, primitives=("skip_connect", "dil_conv_3x3", "max_pool_3x3")),
     network=NetworkConfig(
         num_classes=3, channels=4, cells=1, reductions=(0,), batch_norm="running", dropout=0.5
     ),
-    hardware=Hardware(FixedPoint(16), FixedPoint(16), (MiBB(1e-2), StuckAt(0.05, 0.05))),
+    hardware=Hardware(RRAM, FixedPoint(16), (MiBB(1e-2), StuckAt(0.05, 0.05))),
     controller=ControllerConfig(hidden=8, learning_rate=0.05),
     epochs=2,
     batch_size=BATCH,

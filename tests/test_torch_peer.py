@@ -7,7 +7,6 @@ correct code with another seed once in a million times.
 import collections
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from benchmarks.torch_hardware import Pass, failing_positions  # noqa: E402
 from benchmarks.torch_operations import Convolution, operation  # noqa: E402
 from benchmarks.torch_peer import TorchKernels, TorchSearch  # noqa: E402
 from ftnas_jax.controller import Controller  # noqa: E402
-from ftnas_jax.faults import MiBB, StuckAt  # noqa: E402
+from ftnas_jax.faults import BitBias, MiBB, StuckAt  # noqa: E402
 from ftnas_jax.fixed_point import FixedPoint  # noqa: E402
 from ftnas_jax.nn.fault_table import FaultTable  # noqa: E402
 from ftnas_jax.nn.hardware import Draw, Hardware  # noqa: E402
@@ -406,9 +405,9 @@ def test_sampled_architectures_are_of_the_space():
 def test_what_the_peer_does_not_have():
     with pytest.raises(ValueError, match="batch mode"):
         TorchSearch(config(FLOAT, batch_norm="running"), MEAN, STD)
-    unknown = SimpleNamespace(name="other", site="features")
-    with pytest.raises(ValueError, match="other"):
-        TorchSearch(config(Hardware(faults=(unknown,))), MEAN, STD)
+    for unknown in (BitBias(), StuckAt(), MiBB(per="chip"), MiBB(layers="stem")):
+        with pytest.raises(ValueError, match=r"the PyTorch peer has only mibb, and stuck_at with"):
+            TorchSearch(config(Hardware(faults=unknown)), MEAN, STD)
     run = faulty_pass()
     with pytest.raises(FloatingPointError):
         run.write_(torch.full((2, 2), float("nan")))
