@@ -23,9 +23,9 @@ class BitBias(AccumulatingModel):
     """A feature gets the sum over all bits q of e_q · ±2^q steps, each sign uniform (Eq. 7).
 
     e_q is 1 with 1 - (1 - r_s)^(M_l · M_p), to first order the r_s · M_l · M_p of §3.2: at least
-    one of the M_l adders behind the feature fails at bit q. Eq. 7 writes one sign β for all bits
-    and draws one β_q for each; here each bit has its own. `MiBB` with p_m = r_s · bits is the same
-    where two bits hardly ever fail together.
+    one of the M_l adders behind the feature fails at bit q; several count once. Eq. 7 writes one
+    sign β for all bits and draws one β_q for each; here each bit has its own. `MiBB` with
+    p_m = r_s · bits is the same where two bits hardly ever fail together.
 
     Attributes:
         rate: r_s, error rate of one bit of one adder, in [0, 1].

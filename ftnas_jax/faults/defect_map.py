@@ -140,7 +140,7 @@ def _read(file: str, digest: str) -> dict[str, Cells]:
 
 
 def _rows(file: str) -> Iterator[tuple[int, str, int, int]]:
-    with Path(file).open(newline="", encoding="utf-8") as lines:
+    with Path(file).open(newline="", encoding="utf-8", errors="replace") as lines:
         table = csv.reader(lines)
         header = tuple(name.strip() for name in next(table, []))
         if header != COLUMNS:

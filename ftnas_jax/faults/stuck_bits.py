@@ -25,9 +25,10 @@ _HALF = 16
 class StuckBits(StuckCells):
     """Each bit of a weight's magnitude is stuck at 0 with p0 and at 1 with p1 (Eq. 10).
 
-    The magnitude has `bits - 1` bits, each in a crossbar of its own; the sign stays. Eq. 10 leaves
-    open what sgn(0) is: as under `StuckAt` a weight of 0 counts as positive, so that its stuck ones
-    show. The paper's published runs of this model added biases; this is Eq. 10.
+    The magnitude has `bits - 1` bits, each in a crossbar of its own; the sign stays. (Eq. 10 counts
+    Q of them, Eq. 3 with its bound 2^(Q+1) - 1 one more; here it is every bit there is.) Eq. 10
+    leaves open what sgn(0) is: as under `StuckAt` a weight of 0 counts as positive, so that its
+    stuck ones show. The paper's published runs of this model added biases; this is Eq. 10.
 
     Attributes:
         p0: rate of SAF0 in a cell, in [0, 1].
