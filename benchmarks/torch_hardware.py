@@ -187,7 +187,6 @@ def check_faults(hardware: Hardware) -> None:
             )
 
 
-
 class _StraightThrough(torch.autograd.Function):
     """`values` in the forward pass, the gradients of `weights` in the backward pass."""
 

@@ -4,8 +4,9 @@
 
 The paper reports for the architecture found, after final training at 20 channels: 90.8 % clean and
 69.6 % at 8 % stuck cells (Table 5). Weights lie in two crossbars, one for each sign, hence the
-sign-magnitude codes; the classifier stays sound, as in the published code. Inputs of cells are preprocessed by relu_conv_bn_3x3: the paper's text says
-SepConv 3x3, but only this reproduces its numbers of parameters and FLOPs.
+sign-magnitude codes; the classifier stays sound, as in the published code. Inputs of cells are
+preprocessed by relu_conv_bn_3x3: the paper's text says SepConv 3x3, but only this reproduces its
+numbers of parameters and FLOPs.
 """
 
 from ml_collections import ConfigDict

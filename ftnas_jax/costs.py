@@ -17,7 +17,8 @@ class LayerCost(NamedTuple):
     """One convolution, or the classifier.
 
     Attributes:
-        name: where it stands, as in `cell2/preprocess0/conv1` or `cell0/edge3-5/sep_conv_3x3/conv0`.
+        name: where it stands, as in `cell2/preprocess0/conv1` or
+            `cell0/edge3-5/sep_conv_3x3/conv0`.
         features: numbers that it puts out for one image.
         macs_per_feature: M_l of Eqs. 7 and 8.
     """

@@ -9,13 +9,14 @@ can be a static argument of jit. The architecture is given in one of three ways:
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import Place
+from ftnas_jax.faults import Place, check_layers
 from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
@@ -38,7 +39,7 @@ from ftnas_jax.nn.primitives import (
     widest_site,
 )
 from ftnas_jax.nn.traced_cell import traced_cell
-from ftnas_jax.space import Architecture, Space, edge_index, target_node
+from ftnas_jax.space import INPUT_NODES, Architecture, Space, edge_index, target_node
 from ftnas_jax.split_batch import own_part, whole_count
 
 PREPROCESS = ("relu_conv_bn_1x1", "relu_conv_bn_3x3", "sep_conv_3x3")
@@ -160,8 +161,11 @@ class Network(nn.Module):
         config = self.config
         config.check_image(*images.shape[1:3])
         chosen = self._chosen(architecture)
+        paths = (_paths(config, self.space, given) for given in (None, chosen))
+        check_layers(self.hardware.faults, *paths)
         block = {"config": config, "hardware": self.hardware, "train": train}
         x = write_features(images, self.hardware, None)
+        self.hardware.note("input", "input", "stored", 0, images, x, None)
         stem = Stem(**block, name="stem")(x, draw.at(0))
         older, newer, channels = stem, stem, config.channels
         for place in range(config.cells):
@@ -194,7 +198,9 @@ class Network(nn.Module):
         pooled = jnp.mean(x, (1, 2))
         stored = exposures_at(self.hardware, "stored", Place("pool"))
         faults = draw_maps(self.hardware, "stored", draw.at(0), pooled.shape, stored)
-        pooled = write_features(pooled, self.hardware, faults)
+        held = write_features(pooled, self.hardware, faults)
+        self.hardware.note("pool", "pool", "stored", 0, pooled, held, faults)
+        pooled = held
         pooled = self._drop(pooled) if train else pooled
         classes = self.config.num_classes
         shapes = {"kernel": (pooled.shape[-1], classes), "bias": (classes,)}
@@ -204,6 +210,9 @@ class Network(nn.Module):
         exposures = exposures_at(self.hardware, "weights", place)
         faults = draw_maps(self.hardware, "weights", draw.at(1), kernel.shape, exposures)
         held = hold_weights(kernel, self.hardware, faults)
+        self.hardware.note(
+            "classifier/kernel", place.path, "weights", place.macs, kernel, held, faults
+        )
         return jnp.matmul(pooled, held, precision=EXACT) + bias[None]
 
     def _drop(self, x: jax.Array) -> jax.Array:
@@ -213,6 +222,23 @@ class Network(nn.Module):
         shape = (whole_count(x.shape[0], axis), x.shape[1])
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
         return jnp.where(own_part(kept, axis), x / (1 - rate), 0)
+
+
+def _paths(config: NetworkConfig, space: Space, architecture: Any) -> Iterator[str]:
+    """Paths of all layers of an architecture; of an unknown one those that it may have."""
+    yield from ("stem", "pool", "classifier")
+    for place in range(config.cells):
+        yield from (f"cell{place}/preprocess{i}" for i in range(INPUT_NODES))
+        yield from (f"cell{place}/node{n}" for n in range(INPUT_NODES, space.nodes))
+        for source, target, op in _connections(space, architecture, place in config.reductions):
+            yield f"cell{place}/edge{source}-{target}/{space.primitives[op]}"
+
+
+def _connections(space: Space, architecture: Any, reduction: bool):
+    if isinstance(architecture, Architecture):
+        cell = architecture[reduction]
+        return [(source, target_node(place), op) for place, (source, op) in enumerate(cell)]
+    return [(*nodes, op) for nodes in space.edge_nodes for op in range(len(space.primitives))]
 
 
 class _Block(nn.Module):
@@ -262,6 +288,7 @@ class _Block(nn.Module):
             stride=stride,
             hardware=self.hardware,
             pool_norm=self.config.pool_norm,
+            path="/".join(self.path),
         )
         self._record(running, lambda old: update_running(old, statistics))
         return y

@@ -3,6 +3,7 @@
 from ftnas_jax.faults.bit_bias import BitBias
 from ftnas_jax.faults.bit_flip import BitFlip
 from ftnas_jax.faults.defect_map import DefectMap
+from ftnas_jax.faults.layers import check_layers
 from ftnas_jax.faults.mibb import MiBB
 from ftnas_jax.faults.model import FaultModel, Place, Site, apply_maps, faulty_positions
 from ftnas_jax.faults.stuck_at import HEALTHY, STUCK_AT_0, STUCK_AT_1, StuckAt
@@ -27,6 +28,7 @@ __all__ = [
     "StuckAt",
     "StuckBits",
     "apply_maps",
+    "check_layers",
     "faulty_positions",
     "format_text",
     "parse",

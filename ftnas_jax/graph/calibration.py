@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftnas_jax.graph.model import jitted
 from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held
 from ftnas_jax.nn.hardware import Hardware
@@ -41,7 +42,7 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
     free: Any = dataclasses.replace(chip, lengths={})  # pyright: ignore[reportArgumentType]
     if free.hardware.features is None:
         raise ValueError("features are in float32: they have no fraction lengths to calibrate")
-    observe = jax.jit(lambda *args: free.observed(_length, *args, **kwargs)[1])
+    observe = jitted(lambda *args: free.observed(_length, *args, **kwargs)[1])
     lengths: dict[str, jax.Array] = {}
     for args in calls:
         for name, length in observe(*args).items():
@@ -90,7 +91,7 @@ def accuracies(
     """
     bare = dataclasses.replace(chip, hardware=Hardware(weights=None, features=None))
 
-    @jax.jit
+    @jitted
     def rights(args, own):
         outputs = (which.observed(None, *args, **kwargs)[0] for which in (bare, chip))
         # An nnx model returns its state as well.
@@ -120,8 +121,14 @@ def load_lengths(file: str | Path) -> dict[str, jax.Array]:
     """
     try:
         known = json.loads(Path(file).read_text(encoding="utf-8"))
-        return {name: jnp.asarray(np.asarray(value, np.int32)) for name, value in known.items()}
+        return {name: _whole(value) for name, value in known.items()}
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from None
     except (ValueError, AttributeError, OverflowError):
         raise ValueError(f"{file} holds no fraction lengths: names with whole numbers") from None
+
+
+def _whole(value: Any) -> jax.Array:
+    if np.asarray(value).dtype.kind != "i":
+        raise ValueError
+    return jnp.asarray(np.asarray(value, np.int32))

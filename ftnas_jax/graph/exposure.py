@@ -19,8 +19,10 @@ from scipy import stats
 
 from ftnas_jax.faults import FaultModel, format_text
 from ftnas_jax.fixed_point import FixedPoint, power_of_two, to_codes
+from ftnas_jax.graph.model import jitted
 from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held, Observe
+from ftnas_jax.graph.sites import text_table
 from ftnas_jax.nn.hardware import Draw, Hardware
 
 CONFIDENCE = 0.95
@@ -72,13 +74,8 @@ class Exposure:
     maps: int
 
     def __str__(self) -> str:
-        cells = [_HEADER, *(_cells(row) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join([*lines, f"{self.maps} maps; intervals at 95 %, Clopper-Pearson"])
+        table = text_table([_HEADER, *map(_cells, self.rows)])
+        return f"{table}\n{self.maps} maps; intervals at 95 %, Clopper-Pearson"
 
     def write_csv(self, file: str | Path) -> None:
         """One line for each row, columns as the fields of `ExposureRow`."""
@@ -129,15 +126,18 @@ def exposure(chip: Any, *args: Any, key: jax.Array, maps: int = 16, **kwargs: An
     if maps < 1:
         raise ValueError(f"maps is {maps}; draw at least one")
 
-    @jax.jit
+    @jitted
     def one_chip(key, args):
         return chip.observed(_counter(hardware), *args, draw=Draw(key), **kwargs)[1]
 
+    tensors = chip.sites(*args, **kwargs).tensors
     total: dict[str, Any] = {}
     for number in range(maps):
         seen = jax.device_get(one_chip(jax.random.fold_in(key, number), args))
-        total = {name: _add(total.get(name), own) for name, own in seen.items()}
-    tensors = chip.sites(*args, **kwargs).tensors
+        total = {
+            tensor.name: _add(total.get(tensor.name), _once(tensor, seen[tensor.name]))
+            for tensor in tensors
+        }
     rows = (row for tensor in tensors for row in _rows(hardware, tensor, total.get(tensor.name)))
     return Exposure(tuple(rows), maps)
 
@@ -161,6 +161,13 @@ def _count(fault_map: jax.Array, held: Held, fmt: FixedPoint | None):
         ends.append(jnp.min(codes, where=hit, initial=jnp.inf))
         ends.append(jnp.max(codes, where=hit, initial=-jnp.inf))
     return jnp.sum(fault_map != 0), jnp.int32(fault_map.size), jnp.stack(ends)
+
+
+def _once(tensor: Tensor, counts):
+    """Counts of a tensor, without those of turns in which it is the same again."""
+    for loop in sorted(tensor.repeated, reverse=True):
+        counts = jax.tree.map(lambda count, loop=loop: np.take(count, 0, axis=loop), counts)
+    return counts
 
 
 def _add(total, own):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ftnas_jax.graph.graph import Node, Value
 
-_LAYOUT = ("reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type")
-_LAYOUT += ("rev", "copy", "copy_p", "expand_dims", "reduce_precision")
+LAYOUT = ("reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type")
+LAYOUT += ("rev", "copy", "copy_p", "expand_dims", "reduce_precision")
 _PARTS = ("slice", "split", "dynamic_slice")
 ELEMENTWISE = ("add", "add_any", "sub", "mul", "div", "neg", "square", "integer_pow", "pow")
 ELEMENTWISE += ("sqrt", "rsqrt", "exp", "log", "max", "min", "abs", "select_n", "tanh", "logistic")
@@ -23,8 +23,8 @@ class Product(NamedTuple):
     Attributes:
         kind: `conv` or `dot`.
         macs: M_l, multiply-accumulates behind one element of the output.
-        channels: for the left and for the right operand, dimensions of the output along which it
-            alone decides: those of a kernel are the channels.
+        channels: for the left and for the right operand, dimensions of the output that are its own:
+            those of a kernel are the channels. Of a product with batches each batch has a kernel.
     """
 
     kind: str
@@ -65,21 +65,41 @@ def _dot(node: Node) -> Product:
     batches = len(batch)
     free = len(left) - batches - len(contract)
     rank = batches + free + len(right) - batches - len(contract)
-    own = frozenset(range(batches, batches + free))
-    return Product("dot", macs, (own, frozenset(range(batches + free, rank))))
+    own = frozenset(range(batches + free))
+    others = frozenset({*range(batches), *range(batches + free, rank)})
+    return Product("dot", macs, (own, others))
 
 
 def is_lookup(node: Node) -> bool:
-    """Whether a node reads rows of a table, its first input, at places given by its second."""
-    return node.name == "gather"
+    """Whether a node reads rows of a table, its first input, at places given by the others."""
+    return node.name in ("gather", "dynamic_slice")
 
 
 def source(value: Value, *, parts: bool = False) -> Value:
     """The array that `value` shows in another layout; with `parts` also what it is a part of."""
-    names = (*_LAYOUT, *_PARTS) if parts else _LAYOUT
+    names = (*LAYOUT, *_PARTS) if parts else LAYOUT
     while value.node is not None and value.node.name in names:
         value = value.node.inputs[0]
     return value
+
+
+def followed(node: Node, dimensions: frozenset[int]) -> frozenset[int] | None:
+    """Where a node that only lays its input out anew puts some dimensions; None for other nodes.
+
+    None as well where one of the dimensions is cut, or laid together with others.
+    """
+    if node.name == "convert_element_type":
+        return dimensions
+    if node.name == "transpose":
+        return frozenset(i for i, d in enumerate(node.params["permutation"]) if d in dimensions)
+    if node.name not in ("reshape", "squeeze", "expand_dims"):
+        return None
+    before, after = node.inputs[0].shape, node.outputs[0].shape
+    places = {(size, math.prod(after[i + 1 :])): i for i, size in enumerate(after) if size > 1}
+    moved = [
+        places.get((before[i], math.prod(before[i + 1 :]))) for i in dimensions if before[i] > 1
+    ]
+    return None if None in moved else frozenset(i for i in moved if i is not None)
 
 
 def varying(value: Value) -> frozenset[int]:

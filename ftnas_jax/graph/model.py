@@ -8,52 +8,31 @@
 The model is traced, its layers are found among what JAX computes, and it is run again with weights
 and features as the hardware holds them; see `ftnas_jax.graph.plan` for what is found where. Jit,
 vmap and grad work through it; jit it, or it is traced at every call. Recomputation by remat is
-given up: values are the same, memory is not saved.
+given up: values are the same, memory is not saved. Images lie along the first dimension of data: of
+features that have them along another, the faults of an image depend on the batch it is in.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
 
-from ftnas_jax.faults import DefectMap, FaultModel
+from ftnas_jax.faults import check_layers
 from ftnas_jax.graph.graph import Graph, trace
+from ftnas_jax.graph.network import NetworkOnHardware
 from ftnas_jax.graph.plan import CONSTANT, DATA, PARAMETER, Plan, Planner, Tensor
 from ftnas_jax.graph.run import Observe, Observed, Run
+from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
+from ftnas_jax.supernet import Network
 
 Lengths = Mapping[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sites:
-    """What the hardware holds and writes of a model.
-
-    Attributes:
-        tensors: every tensor that may fail, in the order in which they are computed.
-        floats: paths of parameters that stay in float32: biases, scales, unused ones.
-    """
-
-    tensors: tuple[Tensor, ...]
-    floats: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [("tensor", "kind", "M_l", "shape")]
-        rows += [
-            (t.name, t.kind if t.faulty else "input", str(t.macs), "x".join(map(str, t.shape)))
-            for t in self.tensors
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"in float32: {', '.join(self.floats) or 'nothing'}"])
 
 
 class Call(NamedTuple):
@@ -104,11 +83,15 @@ class _OnHardware:
         outputs, seen = run.graph(planned.graph, planned.plan, inputs, draw)
         return jax.tree.unflatten(planned.outputs, outputs), seen
 
+    def with_hardware(self, hardware: Hardware) -> Self:
+        """The same model, with the same frozen fraction lengths, on other hardware."""
+        return dataclasses.replace(self, hardware=hardware)
+
     def sites(self, *args: Any, **kwargs: Any) -> Sites:
         """What may fail in a call with these arguments, or arguments of their shapes."""
         call, rest = self._pure(args)
         planned = self._planned(call, rest, kwargs)
-        return Sites(tuple(planned.plan.all_tensors()), planned.floats)
+        return Sites(planned.tensors, planned.floats)
 
     def _planned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Planned":
         data, rebuild = _split((args, kwargs))
@@ -123,15 +106,17 @@ class _OnHardware:
         names = [call.names(path_name(path)) for path, _ in paths]
         origins = [PARAMETER if name else CONSTANT for name in names] + [DATA] * len(data)
         planner = Planner(lambda name: _matches(name, self.ignore))
-        plan, _ = planner.plan(graph, origins, names + [""] * len(data))
-        check(self.hardware.faults, plan.all_tensors())
+        plan = planner.plan(graph, origins, names + [""] * len(data))
+        tensors = sorted(plan.all_tensors(), key=planner.place)
+        _check(self.hardware, tensors)
         floats = tuple(name for name in names if name and name not in planner.used)
-        return _Planned(graph, plan, floats, outputs, data)
+        return _Planned(graph, plan, tuple(tensors), floats, outputs, data)
 
 
 class _Planned(NamedTuple):
     graph: Graph
     plan: Plan
+    tensors: tuple[Tensor, ...]
     floats: tuple[str, ...]
     outputs: Any
     data: list[Any]
@@ -178,7 +163,10 @@ class NNXOnHardware(_OnHardware):
     def __call__(self, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
         """As the module's own call, its state updated; `draw` says which faults this pass has."""
         (outputs, state), _ = self.observed(None, *args, draw=draw, **kwargs)
-        nnx.update(self.model, state)
+        before = jax.tree.leaves(nnx.split(self.model, nnx.Param, ...)[2])
+        # Flax lets nobody update a module within vmap or jit, not even by what it has already.
+        if any(new is not old for new, old in zip(jax.tree.leaves(state), before, strict=True)):
+            nnx.update(self.model, state)
         return outputs
 
     def _pure(self, args):
@@ -191,7 +179,7 @@ class NNXOnHardware(_OnHardware):
 
         def names(path: str) -> str:
             first, _, name = path.partition("/")
-            return name.removesuffix("/value") if first == "0" else ""
+            return name if first == "0" else ""
 
         return Call(function, (parameters, rest), names), args
 
@@ -202,7 +190,9 @@ def on_hardware(
     """A model on hardware.
 
     Args:
-        model: a Flax linen module, an nnx module, or a function `(parameters, *arguments)`.
+        model: a Flax linen module, an nnx module, or a function `(parameters, *arguments)`. A
+            `ftnas_jax.Network` computes on this hardware itself, and has neither `ignore` nor
+            `lengths`.
         hardware: number formats and faults.
         ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
             multiply features element by element.
@@ -215,6 +205,8 @@ def on_hardware(
     Raises:
         TypeError: the model is none of these.
     """
+    if isinstance(model, Network) and not ignore and not lengths:
+        return NetworkOnHardware(model, hardware)
     if isinstance(model, nn.Module):
         kind = LinenOnHardware
     elif isinstance(model, nnx.Module):
@@ -228,28 +220,25 @@ def on_hardware(
     return kind(model, hardware, ignore, dict(lengths or {}))
 
 
-def check(models: tuple[FaultModel, ...], tensors: list[Tensor]) -> None:
-    """Raise ValueError where there is no layer, or models name one that is not there."""
+def _check(hardware: Hardware, tensors: list[Tensor]) -> None:
+    """Raise ValueError where there is no layer, or faults name one that is not there."""
     if not any(tensor.kind == "weights" for tensor in tensors):
         raise ValueError(
             "no layer was found: no parameter is multiplied with an argument of the model by a "
             "convolution or a dot_general; pass parameters first, and images as an argument"
         )
-    paths = sorted({tensor.path for tensor in tensors})
-    for model in models:
-        named = [p.strip().removeprefix("!").strip() for p in model.layers.split("|")]
-        named += list(model.cells) if isinstance(model, DefectMap) else []
-        for pattern in named:
-            if not any(fnmatchcase(path, pattern) for path in paths):
-                raise ValueError(
-                    f"{model.name}: no layer is called {pattern!r}; there are {', '.join(paths)}"
-                )
+    check_layers(hardware.faults, [tensor.path for tensor in tensors if tensor.faulty])
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A path in a tree as text, as in `encoder/conv_0/kernel`."""
+    """A path in a tree as text, as in `encoder/conv_0/kernel`; a tree may be one array alone.
+
+    Boxes around arrays, as nnx and `nn.with_partitioning` have them, are no part of it.
+    """
+    if getattr(path[-1] if path else None, "name", "") == "value":
+        path = path[:-1]
     parts = (getattr(p, "key", getattr(p, "name", getattr(p, "idx", p))) for p in path)
-    return "/".join(str(part) for part in parts)
+    return "/".join(str(part) for part in parts) or "weight"
 
 
 def _matches(name: str, patterns: str) -> bool:
@@ -258,6 +247,24 @@ def _matches(name: str, patterns: str) -> bool:
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+
+
+def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function compiled for the arrays among its arguments; all else is known while tracing."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(known, arrays):
+        structure, leaves = known
+        own = iter(arrays)
+        whole = [next(own) if leaf is _is_array else leaf for leaf in leaves]
+        return function(*jax.tree.unflatten(structure, whole))
+
+    def call(*args):
+        leaves, structure = jax.tree.flatten(args)
+        known = tuple(_is_array if _is_array(leaf) else leaf for leaf in leaves)
+        return run((structure, known), [leaf for leaf in leaves if _is_array(leaf)])
+
+    return call
 
 
 def _split(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

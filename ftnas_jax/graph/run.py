@@ -55,12 +55,14 @@ class Run:
         lengths: fraction lengths of features by the tensor's name; those that are not there follow
             the features at hand.
         observe: what to keep of every tensor, or None.
+        turns: at which turn the loops around a body are, from the outermost.
     """
 
     hardware: Hardware
     batch: int | None
     lengths: Mapping[str, jax.Array]
     observe: Observe | None
+    turns: tuple[jax.Array, ...] = ()
 
     def graph(
         self, graph: Graph, plan: Plan, inputs: Sequence[Any], draw: Draw
@@ -90,7 +92,7 @@ class Run:
         return evaluate(node, values)
 
     def _scan(self, node: Node, plan: Plan, values, draw: Draw, seen: Observed):
-        """A loop; every turn has faults of its own, but in weights that all turns share."""
+        """A loop; every turn has faults of its own, but in weights that turns share."""
         params = node.params
         consts, carried = params["num_consts"], params["num_carry"]
         constants, start = values[:consts], values[consts : consts + carried]
@@ -99,9 +101,9 @@ class Run:
 
         def turn(carry, sliced):
             place, own, lengths = sliced
-            inner = dataclasses.replace(self, lengths=lengths)
+            inner = dataclasses.replace(self, lengths=lengths, turns=(*self.turns, place))
             inputs = [*constants, *carry, *own]
-            outputs, found = inner.graph(node.bodies[0], plan, inputs, draw.at(place))
+            outputs, found = inner.graph(node.bodies[0], plan, inputs, draw)
             return tuple(outputs[:carried]), (outputs[carried:], found)
 
         turns = jnp.arange(params["length"], dtype=jnp.int32)
@@ -148,7 +150,8 @@ class Run:
         if not tensor.faulty or draw.faulty is False:
             return None
         exposures = exposures_at(self.hardware, tensor.kind, tensor.place(x.size))
-        own = draw.at(tensor.number)
+        turns = [turn for loop, turn in enumerate(self.turns) if loop not in tensor.repeated]
+        own = draw.at(*turns, tensor.number)
         if tensor.kind == "weights":
             return draw_maps(self.hardware, tensor.kind, own, x.shape, exposures)
         shape = by_image(x.shape, self.batch)

@@ -101,7 +101,7 @@ class CellSpec:
         )
         return draw_maps(self.hardware, "stored", cell_draw.at(_NODES, node), shape, own, active)
 
-    def connect(self, name, params, x, running, maps, *, stride):
+    def connect(self, name, params, x, running, maps, *, stride, path):
         """The operation `name` with this cell's settings; see `apply_primitive`."""
         return apply_primitive(
             name,
@@ -112,6 +112,7 @@ class CellSpec:
             stride=stride,
             hardware=self.hardware,
             pool_norm=self.pool_norm,
+            path=path,
         )
 
 
@@ -141,13 +142,17 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
             None if running is None else running[edge, op],
             spec.draw(draw, place, source, op, inputs[0].shape),
             stride=spec.stride(source),
+            path=f"{spec.path}/edge{source}-{target_node(place)}/{name}",
         )
         statistics.append(used)
         summands.append(y)
         if len(summands) == FAN_IN:
             total = sum(summands[1:], summands[0])
-            faults = spec.draw_node(draw, target_node(place), total.shape)
-            nodes.append(write_features(total, spec.hardware, faults))
+            faults = spec.draw_node(draw, len(nodes), total.shape)
+            written = write_features(total, spec.hardware, faults)
+            node = f"{spec.path}/node{len(nodes)}"
+            spec.hardware.note(node, node, "stored", 0, total, written, faults)
+            nodes.append(written)
             summands = []
     return jnp.stack(nodes[INPUT_NODES:]), jnp.stack(statistics)
 

@@ -15,7 +15,7 @@ accumulators, before features are quantized. The paper does not say how it holds
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,17 @@ from ftnas_jax.split_batch import Axis, first_of_part
 _EIGHT_BITS = FixedPoint(8, "twos_complement")
 _BY_FAULTS = FixedPoint(8, "twos_complement")
 """The default format of weights, known by its identity: the faults decide on the encoding."""
+
+
+class Watch(Protocol):
+    """Who is told what the hardware makes of every tensor."""
+
+    def __call__(
+        self, name: str, path: str, kind: "Kind", macs: int, x: Any, held: Any, maps: "Maps"
+    ) -> None:
+        """A tensor at its layer's path, as computed, as held, and its fault maps."""
+        ...
+
 
 Kind = Literal["weights", "features", "computed", "stored"]
 """What a tensor is to the hardware: weights; features that logic computes and a buffer stores;
@@ -57,6 +68,8 @@ class Hardware:
         gradients: whether they pass `straight_through` faults, or are `masked` where a fault hits.
         batch_axis: mesh axis, or axes, over which the batch is split; ranges of features and
             statistics of BatchNorm are those of the whole batch.
+        watch: told of every tensor of a network of one architecture while it is traced; see
+            `Watch`. Such a network has no gradient.
 
     Raises:
         ValueError: faults act on codes, and those that a model needs are not there.
@@ -67,6 +80,7 @@ class Hardware:
     faults: tuple[FaultModel, ...] = ()
     gradients: Literal["straight_through", "masked"] = "straight_through"
     batch_axis: Axis = None
+    watch: "Watch | None" = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if isinstance(self.faults, FaultModel):
@@ -93,6 +107,13 @@ class Hardware:
                 f"{model.name}: after {analog[0]} weights are no codes any more; name it before"
             )
         model.check(fmt)
+
+    def note(
+        self, name: str, path: str, kind: Kind, macs: int, x: Any, held: Any, maps: "Maps"
+    ) -> None:
+        """Tell `watch`, if anyone watches."""
+        if self.watch is not None:
+            self.watch(name, path, kind, macs, x, held, maps)
 
     def models(self, kind: Kind) -> tuple[FaultModel, ...]:
         """The models that act on weights, or on features: those of logic, then of the buffer."""

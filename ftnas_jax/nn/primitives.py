@@ -253,6 +253,7 @@ def apply_primitive(
     stride: int,
     hardware: Hardware,
     pool_norm: bool,
+    path: str = "",
 ) -> tuple[jax.Array, jax.Array]:
     """One operation.
 
@@ -265,6 +266,7 @@ def apply_primitive(
         stride: 1 or 2.
         hardware: number formats and faults.
         pool_norm: whether a BatchNorm stands behind pooling.
+        path: of the operation, for those who watch the hardware.
 
     Returns:
         Features [B, H/stride, W/stride, C_out], again representable, and the BatchNorms'
@@ -274,7 +276,7 @@ def apply_primitive(
         x = jnp.zeros_like(x[:, ::stride, ::stride])
     affine = any("scale" in part for part in params.values())
     names = parameter_names(name, stride=stride, affine=affine)
-    held = _hold_kernels(params, names, hardware, maps)
+    held = _hold_kernels(params, names, hardware, maps, path)
     statistics, widest = [], 0
     layers = layers_of(name, stride=stride, pool_norm=pool_norm)
     for site, (layer, own, kernel) in enumerate(zip(layers, names, held, strict=True)):
@@ -283,21 +285,28 @@ def apply_primitive(
         settings = _Settings(layer, width, hardware)
         scale = _vector(params, own.scale, 1.0, width)
         offset = _vector(params, own.offset, 0.0, width)
-        outputs: Any = _layer(settings, x, kernel, scale, offset, slot, maps.site(site, width))
+        arguments = (settings, x, kernel, scale, offset, slot, maps.site(site, width))
+        if hardware.watch is None:
+            outputs: Any = _layer(*arguments)
+        else:
+            outputs = _watched_layer(f"{path}/{site}", path, *arguments)
         x, used = outputs
         statistics += [used] if layer.norm else []
         widest = max(widest, width)
     return x, _fill_slots(statistics, widest or x.shape[-1])
 
 
-def _hold_kernels(params, names, hardware: Hardware, maps: FaultMaps) -> list[jax.Array]:
+def _hold_kernels(params, names, hardware: Hardware, maps: FaultMaps, path: str) -> list[jax.Array]:
     """For every layer the weights that the hardware holds for its kernels, one after the other."""
     held, start = [], 0
-    for own in names:
+    for layer in names:
         flat = [jnp.zeros(0, jnp.float32)]
-        for part, field in own.kernels:
+        for part, field in layer.kernels:
             kernel = params[part][field]
-            flat.append(hold_weights(kernel, hardware, maps.kernel(start, kernel.shape)).ravel())
+            own = maps.kernel(start, kernel.shape)
+            held_kernel = hold_weights(kernel, hardware, own)
+            hardware.note(f"{path}/{part}/{field}", path, "weights", 0, kernel, held_kernel, own)
+            flat.append(held_kernel.ravel())
             start += kernel.size
         held.append(jnp.concatenate(flat))
     return held
@@ -348,6 +357,16 @@ def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, maps)
     statistics = jnp.stack([norm.mean, moments.variance if running is None else running[1]])
     masked = masked_positions(hardware, "features", maps)
     return (y.values, statistics), (x, kernel, f, norm, masked)
+
+
+def _watched_layer(name: str, path: str, settings: _Settings, x, kernel, *rest):
+    """`_layer` without its gradient, for those who watch what it writes."""
+    (y, statistics), (*_, f, norm, _) = _layer_forward(settings, x, kernel, *rest)
+    window, maps = settings.layer.window, rest[-1]
+    macs = window.macs(x.shape[-1])
+    kind = "features" if macs else "stored"
+    settings.hardware.note(name, path, kind, macs, norm(f), y, maps)
+    return y, statistics
 
 
 def _layer_backward(settings: _Settings, residuals, cotangents):

@@ -1,0 +1,91 @@
+"""The project's own networks, which compute on hardware themselves, as models on hardware."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ftnas_jax.fixed_point import fraction_length
+from ftnas_jax.graph.plan import Tensor
+from ftnas_jax.graph.run import Held, Observe, Observed
+from ftnas_jax.graph.sites import Sites
+from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, Kind, Maps
+from ftnas_jax.space import Architecture
+from ftnas_jax.supernet import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOnHardware:
+    """A `Network` on hardware.
+
+    Attributes:
+        model: the network; its own hardware has no say.
+        hardware: number formats and faults.
+    """
+
+    model: Network
+    hardware: Hardware
+
+    def apply(self, variables: Any, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
+        """As the network's own `apply`; `draw` says which faults this pass has."""
+        return self._on(self.hardware)(variables, *args, draw=draw, **kwargs)
+
+    def observed(
+        self, observe: Observe | None, *args: Any, draw: Draw = CLEAN, **kwargs: Any
+    ) -> tuple[Any, Observed]:
+        """What a call returns, and what `observe` makes of every tensor, by its name.
+
+        Raises:
+            ValueError: of a supernet, the architecture is not known while tracing.
+        """
+        if observe is None:
+            return self.apply(*args, draw=draw, **kwargs), {}
+        given = (*args[2:], *kwargs.values())
+        if self.model.architecture is None and not any(isinstance(a, Architecture) for a in given):
+            raise ValueError("to list what fails, call the supernet with an Architecture")
+        seen: Observed = {}
+
+        def watch(name: str, path: str, kind: Kind, macs: int, x: Any, held: Any, maps: Maps):
+            count = sum(known.partition("#")[0] == name for known in seen)
+            unique = f"{name}#{count + 1}" if count else name
+            tensor = Tensor(unique, path, kind, macs, x.shape, path != "input")
+            seen[unique] = observe(tensor, self._held(kind, x, held, maps))
+
+        watched = dataclasses.replace(self.hardware, watch=watch)
+        return self._on(watched)(*args, draw=draw, **kwargs), seen
+
+    def with_hardware(self, hardware: Hardware) -> "NetworkOnHardware":
+        """The same network on other hardware."""
+        return dataclasses.replace(self, hardware=hardware)
+
+    def sites(self, variables: Any, *args: Any, **kwargs: Any) -> Sites:
+        """What may fail in a call with these arguments, in the order in which it is computed."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor, held: Held) -> None:
+            del held
+            found.append(tensor)
+
+        jax.eval_shape(lambda own: self.observed(note, own, *args, **kwargs)[0], variables)
+        return Sites(tuple(found), ())
+
+    def _on(self, hardware: Hardware) -> Callable[..., Any]:
+        apply = self.model.clone(hardware=hardware).apply
+
+        def run(variables, images, architecture=None, *, draw: Draw, **kwargs):
+            return apply(variables, images, architecture, draw, **kwargs)
+
+        return run
+
+    def _held(self, kind: Kind, x: jax.Array, held: jax.Array, maps: Maps) -> Held:
+        """With the faults of logic left out where features are only stored."""
+        fmt = self.hardware.format(kind)
+        axis = None if kind == "weights" else self.hardware.batch_axis
+        length = jnp.int32(0) if fmt is None else fraction_length(x, fmt, axis)
+        if kind == "stored" and maps is not None:
+            models = self.hardware.models(kind)
+            pairs = zip(models, maps, strict=True)
+            maps = tuple(None if model.site == "features" else own for model, own in pairs)
+        return Held(x, held, length, maps)
