@@ -6,10 +6,10 @@
     logits = chip(parameters, images, draw=ft.Draw(key))                 # a function, any framework
 
 The model is traced, its layers are found among what JAX computes, and it is run again with weights
-and features as the hardware holds them; see `ftnas_jax.graph.plan` for what is found where. Jit,
-vmap and grad work through it; jit it, or it is traced at every call. Recomputation by remat is
-given up: values are the same, memory is not saved. Images lie along the first dimension of data: of
-features that have them along another, the faults of an image depend on the batch it is in.
+and features as the hardware holds them; see `ftnas_jax.graph.analysis` for what is found where.
+Jit, vmap and grad work through it; jit it, or it is traced at every call. Recomputation by remat
+is given up: values are the same, memory is not saved. Images lie along the first dimension of data:
+of features that have them along another, the faults of an image depend on the batch it is in.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ import numpy as np
 from flax import nnx
 
 from ftnas_jax.faults import check_layers
+from ftnas_jax.graph.analysis import CONSTANT, DATA, PARAMETER, Planner
 from ftnas_jax.graph.graph import Graph, trace
 from ftnas_jax.graph.network import NetworkOnHardware
-from ftnas_jax.graph.plan import CONSTANT, DATA, PARAMETER, Plan, Planner, Tensor
+from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.graph.run import Observe, Observed, Run
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
@@ -91,7 +92,7 @@ class _OnHardware:
         """What may fail in a call with these arguments, or arguments of their shapes."""
         call, rest = self._pure(args)
         planned = self._planned(call, rest, kwargs)
-        return Sites(planned.tensors, planned.floats)
+        return Sites(planned.tensors, planned.floats, planned.fixed)
 
     def _planned(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Planned":
         data, rebuild = _split((args, kwargs))
@@ -110,7 +111,8 @@ class _OnHardware:
         tensors = sorted(plan.all_tensors(), key=planner.place)
         _check(self.hardware, tensors)
         floats = tuple(name for name in names if name and name not in planner.used)
-        return _Planned(graph, plan, tuple(tensors), floats, outputs, data)
+        fixed = tuple(dict.fromkeys(planner.fixed))
+        return _Planned(graph, plan, tuple(tensors), floats, fixed, outputs, data)
 
 
 class _Planned(NamedTuple):
@@ -118,6 +120,7 @@ class _Planned(NamedTuple):
     plan: Plan
     tensors: tuple[Tensor, ...]
     floats: tuple[str, ...]
+    fixed: tuple[str, ...]
     outputs: Any
     data: list[Any]
 

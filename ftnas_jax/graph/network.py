@@ -69,7 +69,7 @@ class NetworkOnHardware:
             found.append(tensor)
 
         jax.eval_shape(lambda own: self.observed(note, own, *args, **kwargs)[0], variables)
-        return Sites(tuple(found), ())
+        return Sites(tuple(found))
 
     def _on(self, hardware: Hardware) -> Callable[..., Any]:
         apply = self.model.clone(hardware=hardware).apply

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from ftnas_jax.graph.plan import Tensor
 
+_WRAPPED = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
@@ -14,15 +16,20 @@ class Sites:
     Attributes:
         tensors: every tensor that may fail, in the order in which they are computed.
         floats: paths of parameters that stay in float32: biases, scales, unused ones.
+        fixed: products of data with constants, which never fail, where the code has them. A
+            kernel that is no parameter is among them.
     """
 
     tensors: tuple[Tensor, ...]
-    floats: tuple[str, ...]
+    floats: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         table = text_table([("tensor", "kind", "M_l", "shape"), *map(_cells, self.tensors)])
-        floats = f"in float32: {', '.join(self.floats) or 'nothing'}"
-        return "\n".join([table, *textwrap.wrap(floats, 100, subsequent_indent="  ")])
+        notes = [f"in float32: {', '.join(self.floats) or 'nothing'}"]
+        notes += [f"by constants, never faulty: {', '.join(self.fixed)}"] if self.fixed else []
+        lines = [line for note in notes for line in textwrap.wrap(note, 100, **_WRAPPED)]
+        return "\n".join([table, *lines])
 
 
 def _cells(tensor: Tensor) -> tuple[str, ...]:

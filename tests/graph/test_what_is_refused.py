@@ -150,3 +150,17 @@ def test_layers_in_branches_cannot_be_observed():
     with pytest.raises(ValueError, match=r"^layers in a branch") as error:
         ft.calibrate(ft.on_hardware(branched, SOUND), [(P, X)])
     assert str(error.value) == "layers in a branch cannot be observed: only one branch runs"
+
+
+def test_a_kernel_that_is_no_parameter_is_listed():
+    kernel = jnp.ones((3, 2))
+
+    def model(params, x):
+        return jnp.tanh(x @ kernel) @ params["w"]
+
+    chip = ft.on_hardware(model, ft.Hardware())
+    sites = chip.sites({"w": jnp.ones((2, 2))}, jnp.ones((4, 3)))
+    (found,) = sites.fixed
+    assert found.startswith("dot_general at ")
+    assert "test_what_is_refused.py" in found
+    assert "by constants, never faulty: dot_general at" in str(sites)
