@@ -11,7 +11,10 @@ hardware = ft.Hardware(faults=(ft.faults.MiBB(p_m=1e-4),))
 net = ft.Network(ft.NetworkConfig(channels=8), space, hardware)
 """
 
-from ftnas_jax import faults, plots
+import importlib
+from typing import Any
+
+from ftnas_jax import faults
 from ftnas_jax.controller import Controller, ControllerConfig
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.graph.calibration import (
@@ -55,6 +58,12 @@ __all__ = [
     "hold",
     "load_lengths",
     "on_hardware",
-    "plots",
     "save_lengths",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`plots` when it is asked for: who draws nothing does not wait for matplotlib."""
+    if name == "plots":
+        return importlib.import_module("ftnas_jax.plots")
+    raise AttributeError(f"module 'ftnas_jax' has no attribute {name!r}")

@@ -10,13 +10,13 @@ can be a static argument of jit. The architecture is given in one of three ways:
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import Place, check_layers
+from ftnas_jax.faults import Place, Site, check_layers
 from ftnas_jax.nn.cell import CellSpec, static_cell
 from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
@@ -161,8 +161,11 @@ class Network(nn.Module):
         config = self.config
         config.check_image(*images.shape[1:3])
         chosen = self._chosen(architecture)
-        paths = (_paths(config, self.space, given) for given in (None, chosen))
-        check_layers(self.hardware.faults, *paths)
+        check_layers(
+            self.hardware.faults,
+            {site: list(_paths(config, self.space, None, site)) for site in get_args(Site)},
+            _paths(config, self.space, chosen, "weights"),
+        )
         block = {"config": config, "hardware": self.hardware, "train": train}
         x = write_features(images, self.hardware, None)
         self.hardware.note("input", "input", "stored", 0, images, x, None)
@@ -224,12 +227,14 @@ class Network(nn.Module):
         return jnp.where(own_part(kept, axis), x / (1 - rate), 0)
 
 
-def _paths(config: NetworkConfig, space: Space, architecture: Any) -> Iterator[str]:
-    """Paths of all layers of an architecture; of an unknown one those that it may have."""
-    yield from ("stem", "pool", "classifier")
+def _paths(config: NetworkConfig, space: Space, architecture: Any, site: Site) -> Iterator[str]:
+    """Paths of an architecture where faults may sit; of an unknown one those that it may have."""
+    yield "stem"
+    yield from {"weights": ["classifier"], "activations": ["pool"]}.get(site, [])
     for place in range(config.cells):
         yield from (f"cell{place}/preprocess{i}" for i in range(INPUT_NODES))
-        yield from (f"cell{place}/node{n}" for n in range(INPUT_NODES, space.nodes))
+        if site == "activations":
+            yield from (f"cell{place}/node{n}" for n in range(INPUT_NODES, space.nodes))
         for source, target, op in _connections(space, architecture, place in config.reductions):
             yield f"cell{place}/edge{source}-{target}/{space.primitives[op]}"
 

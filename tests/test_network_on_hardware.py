@@ -115,8 +115,14 @@ def test_what_is_not_there_is_refused(chip, args, tmp_path):
     file = tmp_path / "chip.csv"
     file.write_text("layer,position,stuck_at\ncell0/edge0-2/sep_conv_3x3,0,max\n")
     for faults, message in (
-        (ft.faults.MiBB(layers="!stemm"), "mibb: no layer is called 'stemm'; did you mean stem?"),
-        (ft.faults.DefectMap(str(file)), "defect_map: no layer is called 'cell0/edge0-2/sep_conv"),
+        (
+            ft.faults.MiBB(layers="!stemm"),
+            "mibb: no layer that it acts on is called 'stemm'; did you mean stem?",
+        ),
+        (
+            ft.faults.DefectMap(str(file)),
+            "defect_map: no layer that it acts on is called 'cell0/edge0-2/sep_conv",
+        ),
     ):
         with pytest.raises(ValueError) as error:  # noqa: PT011, the text is compared below
             chip.with_hardware(ft.Hardware(faults=faults)).apply(*args)

@@ -1,33 +1,38 @@
 """Whether the layers that fault models name are there."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from ftnas_jax.faults.defect_map import DefectMap
-from ftnas_jax.faults.model import FaultModel
+from ftnas_jax.faults.model import FaultModel, Site
 
 _SHOWN = 10
 """Paths in a message."""
 
 
 def check_layers(
-    models: Iterable[FaultModel], paths: Iterable[str], own: Iterable[str] | None = None
+    models: Iterable[FaultModel],
+    paths: Mapping[Site, Iterable[str]],
+    own: Iterable[str] | None = None,
 ) -> None:
-    """Raise ValueError where a model names a layer that a network has not.
+    """Raise ValueError where a model names a layer that it cannot act on.
 
     Args:
         models: with patterns of layers, and cells of a chip.
-        paths: of all layers that patterns may speak of.
-        own: of the layers that are there, by default all of these.
+        paths: for every site of faults those of the layers that have it.
+        own: of the layers whose weights are there; by default all that `paths` has for weights.
     """
-    known = sorted(set(paths))
-    present = known if own is None else sorted(set(own))
+    everywhere = sorted({path for own_paths in paths.values() for path in own_paths})
     for model in models:
-        for pattern in model.layers.split("|"):
-            wanted = pattern.strip().removeprefix("!").strip()
-            if not any(fnmatchcase(path, wanted) for path in known):
-                raise ValueError(_message(model, wanted, known))
+        known = sorted(set(paths[model.site]))
+        for pattern in filter(lambda p: p != "*", map(str.strip, model.layers.split("|"))):
+            # To protect a layer that would not fail anyway is no mistake.
+            sound = pattern.startswith("!")
+            wanted, among = pattern.removeprefix("!").strip(), everywhere if sound else known
+            if not any(fnmatchcase(path, wanted) for path in among):
+                raise ValueError(_message(model, wanted, among))
+        present = known if own is None else sorted(set(own))
         cells = model.cells if isinstance(model, DefectMap) else ()
         for path in cells:
             if path not in present:
@@ -37,5 +42,5 @@ def check_layers(
 def _message(model: FaultModel, name: str, paths: list[str]) -> str:
     close = difflib.get_close_matches(name, paths, 1)
     some = ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
-    known = f"did you mean {close[0]}?" if close else f"there are {some}"
-    return f"{model.name}: no layer is called {name!r}; {known}"
+    known = f"did you mean {close[0]}?" if close else f"there are {some or 'none'}"
+    return f"{model.name}: no layer that it acts on is called {name!r}; {known}"

@@ -37,15 +37,20 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
         The same with `lengths` of all its features.
 
     Raises:
-        ValueError: there is no call, or the features are in float32.
+        ValueError: there is no call, features are in float32, weights or features are not
+            finite, or the model is a `Network`, whose fraction lengths follow the batch.
     """
+    if not hasattr(chip, "lengths"):
+        raise ValueError("a Network's fraction lengths follow the batch; they cannot be frozen")
     free: Any = dataclasses.replace(chip, lengths={})  # pyright: ignore[reportArgumentType]
     if free.hardware.features is None:
         raise ValueError("features are in float32: they have no fraction lengths to calibrate")
     observe = jitted(lambda *args: free.observed(_length, *args, **kwargs)[1])
     lengths: dict[str, jax.Array] = {}
     for args in calls:
-        for name, length in observe(*args).items():
+        for name, (length, finite) in observe(*args).items():
+            if not np.all(finite):
+                raise ValueError(f"{name} is not finite: the model has diverged")
             if length is not None:
                 before = lengths.get(name)
                 lengths[name] = length if before is None else jnp.minimum(before, length)
@@ -54,8 +59,10 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
     return dataclasses.replace(free, lengths=lengths)
 
 
-def _length(tensor: Tensor, held: Held) -> jax.Array | None:
-    return None if tensor.kind == "weights" else held.length
+def _length(tensor: Tensor, held: Held) -> tuple[jax.Array | None, jax.Array]:
+    """Fraction length of features, and whether all of a tensor is finite: codes always are."""
+    length = None if tensor.kind == "weights" else held.length
+    return length, jnp.all(jnp.isfinite(held.x))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from ftnas_jax.faults import FaultModel, format_text
+from ftnas_jax.faults import DefectMap, FaultModel, format_text
 from ftnas_jax.fixed_point import FixedPoint, power_of_two, to_codes
 from ftnas_jax.graph.model import jitted
 from ftnas_jax.graph.plan import Tensor
@@ -40,7 +40,7 @@ class ExposureRow:
         elements: number of elements that a fault can hit, of all images of the batch.
         asked: probability that an element is hit, by the model's rates and M_l.
         hits: number of elements that were hit, in all maps together.
-        drawn: number of elements of all maps together.
+        drawn: number of elements of all maps together, those that images share once.
         low: lower end of the Clopper-Pearson interval of the realised rate at 95 %.
         high: its upper end.
         before: lowest and highest code that was hit, as it would be without the fault.
@@ -147,12 +147,13 @@ def _counter(hardware: Hardware) -> Observe:
 
     def count(tensor: Tensor, held: Held):
         fmt = hardware.format(tensor.kind)
-        return [m if m is None else _count(m, held, fmt) for m in held.maps or ()]
+        pairs = zip(held.maps or (), held.drawn or (), strict=True)
+        return [None if m is None else _count(m, drawn, held, fmt) for m, drawn in pairs]
 
     return count
 
 
-def _count(fault_map: jax.Array, held: Held, fmt: FixedPoint | None):
+def _count(fault_map: jax.Array, drawn: Any, held: Held, fmt: FixedPoint | None):
     assert fmt is not None  # faults need codes
     hit = jnp.broadcast_to(fault_map != 0, held.x.shape)
     ends = []
@@ -160,7 +161,7 @@ def _count(fault_map: jax.Array, held: Held, fmt: FixedPoint | None):
         codes = codes.astype(jnp.float32)
         ends.append(jnp.min(codes, where=hit, initial=jnp.inf))
         ends.append(jnp.max(codes, where=hit, initial=-jnp.inf))
-    return jnp.sum(fault_map != 0), jnp.int32(fault_map.size), jnp.stack(ends)
+    return jnp.sum(drawn != 0), jnp.int32(drawn.size), jnp.stack(ends)
 
 
 def _once(tensor: Tensor, counts):
@@ -197,7 +198,7 @@ def _rows(hardware: Hardware, tensor: Tensor, counts) -> Iterator[ExposureRow]:
         if own is None or fmt is None:
             continue
         hits, drawn, ends = int(own[0]), int(own[1]), own[2]
-        interval = stats.binomtest(hits, drawn).proportion_ci(CONFIDENCE, method="exact")
+        least, most = _interval(model, hits, drawn)
         low, high, faulty_low, faulty_high = map(float, ends)
         yield ExposureRow(
             tensor=tensor.name,
@@ -208,11 +209,19 @@ def _rows(hardware: Hardware, tensor: Tensor, counts) -> Iterator[ExposureRow]:
             asked=_asked(model, tensor, fmt),
             hits=hits,
             drawn=drawn,
-            low=float(interval.low),
-            high=float(interval.high),
+            low=least,
+            high=most,
             before=(low, high) if hits else None,
             after=(faulty_low, faulty_high) if hits else None,
         )
+
+
+def _interval(model: FaultModel, hits: int, drawn: int) -> tuple[float, float]:
+    """Clopper-Pearson; the realised rate alone where faults are given and not drawn."""
+    if isinstance(model, DefectMap):
+        return hits / drawn, hits / drawn
+    interval = stats.binomtest(hits, drawn).proportion_ci(CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def _asked(model: FaultModel, tensor: Tensor, fmt: FixedPoint) -> float:

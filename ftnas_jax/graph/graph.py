@@ -132,6 +132,8 @@ def _add(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
         bodies = [_graph(equation.params["jaxpr"])]
     elif name == "cond":
         bodies = [_graph(branch) for branch in equation.params["branches"]]
+    elif name.startswith("ragged_dot"):
+        raise ValueError(f"{where(equation)}: faults are not known of {name}; use a dot_general")
     elif hidden := next(_hidden_layers(equation.params), None):
         raise ValueError(
             f"{where(equation)}: a {hidden} inside {name} is out of the reach of faults; "

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.faults import check_layers
 from ftnas_jax.graph.model import path_name
 from ftnas_jax.graph.plan import Tensor, layer_path
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, draw_maps, exposures_at, hold_weights
@@ -20,7 +21,8 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
     """The parameters as the hardware holds them: weights quantized, and with their faults.
 
     By the same draw a weight has the same faults here and in a model that is `on_hardware`, if its
-    path is the same.
+    path is the same. Of a stack of layers that the model scans over, here the whole is one tensor
+    with one fraction length, there every layer is one.
 
     Args:
         parameters: a tree of arrays.
@@ -30,14 +32,18 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
             of two or more dimensions in floating point: biases and scales have one.
 
     Raises:
-        ValueError: no leaf is a weight.
+        ValueError: no leaf is a weight, or the faults name a layer that is not there.
     """
-    paths, structure = jax.tree_util.tree_flatten_with_path(parameters)
-    named = [(path_name(path), leaf) for path, leaf in paths]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(parameters)
+    # Variables of linen are taken as parameters are, which their collection holds.
+    named = [(path_name(path).removeprefix("params/"), leaf) for path, leaf in leaves]
     chosen = [_is_weight(name, leaf, weights) for name, leaf in named]
     if not any(chosen):
         names = ", ".join(name for name, _ in named)
         raise ValueError(f"no parameter is a weight by weights={weights!r}; there are {names}")
+    paths = [layer_path(name) for own, (name, _) in zip(chosen, named, strict=True) if own]
+    models = hardware.models("weights")
+    check_layers(models, {"weights": paths, "features": (), "activations": ()})
     held = [
         _hold_one(name, leaf, hardware, draw) if own else leaf
         for own, (name, leaf) in zip(chosen, named, strict=True)

@@ -16,21 +16,21 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
 
-from ftnas_jax.faults import check_layers
+from ftnas_jax.faults import Site, check_layers
 from ftnas_jax.graph.analysis import CONSTANT, DATA, PARAMETER, Planner
 from ftnas_jax.graph.graph import Graph, trace
 from ftnas_jax.graph.network import NetworkOnHardware
 from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.graph.run import Observe, Observed, Run
 from ftnas_jax.graph.sites import Sites
-from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
+from ftnas_jax.nn.hardware import CLEAN, SITES, Draw, Hardware
 from ftnas_jax.supernet import Network
 
 Lengths = Mapping[str, jax.Array]
@@ -59,6 +59,8 @@ class _OnHardware:
         hardware: number formats and faults.
         ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
             multiply features element by element.
+        images: which argument holds the images, along its first dimension: its place behind the
+            parameters, or its name.
         lengths: frozen fraction lengths of features, by the tensor's name; those that are not
             there follow the features at hand.
     """
@@ -66,6 +68,7 @@ class _OnHardware:
     model: Any
     hardware: Hardware
     ignore: str = ""
+    images: int | str = 0
     lengths: Lengths = dataclasses.field(default_factory=dict, hash=False)
 
     def _pure(self, args: tuple[Any, ...]) -> tuple[Call, tuple[Any, ...]]:
@@ -78,14 +81,23 @@ class _OnHardware:
         """What a pure call returns, and what `observe` makes of every tensor, by its name."""
         call, rest = self._pure(args)
         planned = self._planned(call, rest, kwargs)
-        batch = next((leaf.shape[0] for leaf in planned.data if leaf.ndim), None)
+        batch = count_images(self.images, rest, kwargs)
         run = Run(self.hardware, batch, self.lengths, observe)
         inputs = [*jax.tree.leaves(call.variables), *planned.data]
         outputs, seen = run.graph(planned.graph, planned.plan, inputs, draw)
         return jax.tree.unflatten(planned.outputs, outputs), seen
 
     def with_hardware(self, hardware: Hardware) -> Self:
-        """The same model, with the same frozen fraction lengths, on other hardware."""
+        """The same model, with the same frozen fraction lengths, on other hardware.
+
+        Raises:
+            ValueError: the lengths were frozen for another format of features.
+        """
+        if self.lengths and hardware.features != self.hardware.features:
+            raise ValueError(
+                f"fraction lengths were frozen for {self.hardware.features}, not for "
+                f"{hardware.features}; calibrate again"
+            )
         return dataclasses.replace(self, hardware=hardware)
 
     def sites(self, *args: Any, **kwargs: Any) -> Sites:
@@ -110,6 +122,7 @@ class _OnHardware:
         plan = planner.plan(graph, origins, names + [""] * len(data))
         tensors = sorted(plan.all_tensors(), key=planner.place)
         _check(self.hardware, tensors)
+        _check_lengths(self.lengths, tensors)
         floats = tuple(name for name in names if name and name not in planner.used)
         fixed = tuple(dict.fromkeys(planner.fixed))
         return _Planned(graph, plan, tuple(tensors), floats, fixed, outputs, data)
@@ -188,7 +201,12 @@ class NNXOnHardware(_OnHardware):
 
 
 def on_hardware(
-    model: Any, hardware: Hardware, *, ignore: str = "", lengths: Lengths | None = None
+    model: Any,
+    hardware: Hardware,
+    *,
+    ignore: str = "",
+    images: int | str = 0,
+    lengths: Lengths | None = None,
 ) -> Any:
     """A model on hardware.
 
@@ -199,6 +217,8 @@ def on_hardware(
         hardware: number formats and faults.
         ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
             multiply features element by element.
+        images: which argument holds the images, along its first dimension: its place behind the
+            parameters, or its name. Faults that are drawn by image go by it.
         lengths: frozen fraction lengths of features; see `ftnas_jax.graph.calibration`.
 
     Returns:
@@ -207,8 +227,11 @@ def on_hardware(
 
     Raises:
         TypeError: the model is none of these.
+        ValueError: a `Network` is given `ignore` or `lengths`.
     """
-    if isinstance(model, Network) and not ignore and not lengths:
+    if isinstance(model, Network):
+        if ignore or lengths:
+            raise ValueError("a Network computes on hardware itself: it takes no ignore or lengths")
         return NetworkOnHardware(model, hardware)
     if isinstance(model, nn.Module):
         kind = LinenOnHardware
@@ -220,7 +243,29 @@ def on_hardware(
         raise TypeError(
             f"{type(model).__name__} is no model: give a Flax module or a function of parameters"
         )
-    return kind(model, hardware, ignore, dict(lengths or {}))
+    return kind(model, hardware, ignore, images, dict(lengths or {}))
+
+
+def count_images(images: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Number of images in a call, None where the argument that holds them is no array.
+
+    Raises:
+        ValueError: there is no such argument, or it holds one image where others hold several.
+    """
+    places = dict(enumerate(args)) | kwargs
+    if images not in places:
+        raise ValueError(
+            f"the call has no argument {images!r} with images in it; name the one that has, as in "
+            "on_hardware(model, hardware, images='x')"
+        )
+    counts = [leaf.shape[0] for leaf in _arrays(places[images]) if leaf.ndim]
+    others = [leaf.shape for leaf in _arrays((args, kwargs)) if leaf.ndim > 1 and leaf.shape[0] > 1]
+    if counts and counts[0] == 1 and others:
+        raise ValueError(
+            f"argument {images!r} holds one image, and another is of shape {others[0]}; say which "
+            "one holds the images, as in on_hardware(model, hardware, images=1)"
+        )
+    return counts[0] if counts else None
 
 
 def _check(hardware: Hardware, tensors: list[Tensor]) -> None:
@@ -230,7 +275,19 @@ def _check(hardware: Hardware, tensors: list[Tensor]) -> None:
             "no layer was found: no parameter is multiplied with an argument of the model by a "
             "convolution or a dot_general; pass parameters first, and images as an argument"
         )
-    check_layers(hardware.faults, [tensor.path for tensor in tensors if tensor.faulty])
+    faulty = [tensor for tensor in tensors if tensor.faulty]
+    paths = {s: [t.path for t in faulty if s in SITES[t.kind]] for s in get_args(Site)}
+    check_layers(hardware.faults, paths)
+
+
+def _check_lengths(lengths: Lengths, tensors: list[Tensor]) -> None:
+    """Raise ValueError where a frozen fraction length is not of the model's features."""
+    names = {tensor.name for tensor in tensors if tensor.kind != "weights"}
+    for name in lengths:
+        if name not in names:
+            raise ValueError(
+                f"there is a fraction length of {name!r}, which is no feature tensor of this model"
+            )
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -246,6 +303,10 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def _matches(name: str, patterns: str) -> bool:
     return any(fnmatchcase(name, p.strip()) for p in patterns.split("|") if p.strip())
+
+
+def _arrays(tree: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
 
 
 def _is_array(leaf: Any) -> bool:

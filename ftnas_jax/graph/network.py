@@ -88,4 +88,4 @@ class NetworkOnHardware:
             models = self.hardware.models(kind)
             pairs = zip(models, maps, strict=True)
             maps = tuple(None if model.site == "features" else own for model, own in pairs)
-        return Held(x, held, length, maps)
+        return Held(x, held, length, maps, maps)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ftnas_jax.faults import DefectMap
 from ftnas_jax.fixed_point import fraction_length
 from ftnas_jax.graph.graph import Graph, Node, Value, evaluate
 from ftnas_jax.graph.plan import Plan, Tensor
@@ -30,12 +31,14 @@ class Held(NamedTuple):
         held: float32, quantized and with its faults.
         length: int32, its fraction length; 0 where there is no fixed point.
         maps: its fault maps.
+        drawn: the same as they were drawn: for one image where all images have the same.
     """
 
     x: jax.Array
     held: jax.Array
     length: jax.Array
     maps: Maps
+    drawn: Maps
 
 
 Observe = Callable[[Tensor, Held], Any]
@@ -133,7 +136,9 @@ class Run:
     def _hold(self, tensor: Tensor, array: Any, draw: Draw, seen: Observed):
         """What the hardware holds for an array, of the array's own type."""
         x = jnp.asarray(array).astype(jnp.float32)
-        maps, length = self._maps(tensor, x, draw), self.lengths.get(tensor.name)
+        drawn, length = self._draw(tensor, x, draw), self.lengths.get(tensor.name)
+        shape = x.shape if tensor.kind == "weights" else by_image(x.shape, self.batch)
+        maps = jax.tree.map(lambda m: _like(m, shape, x.shape), drawn)
         if tensor.kind == "weights":
             held = hold_weights(x, self.hardware, maps)
         else:
@@ -143,21 +148,27 @@ class Run:
             if length is None:
                 axis = self.hardware.batch_axis if tensor.kind != "weights" else None
                 length = fraction_length(x, fmt, axis) if fmt else jnp.int32(0)
-            seen[tensor.name] = self.observe(tensor, Held(x, held, length, maps))
+            seen[tensor.name] = self.observe(tensor, Held(x, held, length, maps, drawn))
         return held.astype(array.dtype)
 
-    def _maps(self, tensor: Tensor, x: jax.Array, draw: Draw) -> Maps:
+    def _draw(self, tensor: Tensor, x: jax.Array, draw: Draw) -> Maps:
         if not tensor.faulty or draw.faulty is False:
             return None
         exposures = exposures_at(self.hardware, tensor.kind, tensor.place(x.size))
         turns = [turn for loop, turn in enumerate(self.turns) if loop not in tensor.repeated]
+        if turns and tensor.kind == "weights":
+            self._check_stack(tensor)
+        shape = x.shape if tensor.kind == "weights" else by_image(x.shape, self.batch)
         own = draw.at(*turns, tensor.number)
-        if tensor.kind == "weights":
-            return draw_maps(self.hardware, tensor.kind, own, x.shape, exposures)
-        shape = by_image(x.shape, self.batch)
-        maps = draw_maps(self.hardware, tensor.kind, own, shape, exposures)
-        whole = (shape, x.shape)
-        return jax.tree.map(lambda m: _like(m, *whole), maps)
+        return draw_maps(self.hardware, tensor.kind, own, shape, exposures)
+
+    def _check_stack(self, tensor: Tensor) -> None:
+        for model in self.hardware.faults:
+            if isinstance(model, DefectMap) and tensor.path in model.cells:
+                raise ValueError(
+                    f"defect_map: {tensor.path} is a stack of layers that a loop goes over; "
+                    "its cells would be stuck in each of them: write the layers out"
+                )
 
 
 def by_image(shape: tuple[int, ...], batch: int | None) -> tuple[int, ...]:

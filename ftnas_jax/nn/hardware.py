@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults import FaultModel, Place, apply_maps, faulty_positions
+from ftnas_jax.faults import FaultModel, Place, Site, apply_maps, faulty_positions
 from ftnas_jax.fixed_point import (
     FixedPoint,
     fraction_length,
@@ -52,8 +52,13 @@ Kind = Literal["weights", "features", "computed", "stored"]
 features that are computed but not stored before more is done to them; or features that are only
 stored, as pooled ones and sums are taken to be."""
 
-_SOUND = {"computed": "activations", "stored": "features"}
-"""Kinds of features that one site of faults leaves alone."""
+SITES: dict[Kind, tuple[Site, ...]] = {
+    "weights": ("weights",),
+    "features": ("features", "activations"),
+    "computed": ("features",),
+    "stored": ("activations",),
+}
+"""The sites of faults that a kind of tensor has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +243,7 @@ def exposures_at(hardware: Hardware, kind: Kind, place: Place) -> tuple[Any, ...
     of logic have None where features are only stored, those of the buffer where they are not.
     """
     return tuple(
-        None if _SOUND.get(kind) == model.site else model.at(place.path).exposure(place)
+        model.at(place.path).exposure(place) if model.site in SITES[kind] else None
         for model in hardware.models(kind)
     )
 

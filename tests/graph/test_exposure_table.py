@@ -12,7 +12,7 @@ from networks import SOUND, array, fixed, perceptron, perceptron_parameters, qui
 from scipy import stats
 
 import ftnas_jax as ft
-from ftnas_jax.faults import BitFlip, MiBB, Place, StuckAt
+from ftnas_jax.faults import BitFlip, DefectMap, MiBB, Place, StuckAt
 from ftnas_jax.faults.text import format_text
 
 P, X = perceptron_parameters(), array(4, 6)
@@ -171,3 +171,26 @@ def test_an_exposure_to_nothing_is_refused():
         ft.exposure(ft.on_hardware(perceptron, SOUND), P, X, key=key)
     with pytest.raises(ValueError, match=r"^maps is 0; draw at least one$"):
         ft.exposure(ft.on_hardware(perceptron, HARDWARE), P, X, key=key, maps=0)
+
+
+@pytest.mark.parametrize("per", ["image", "chip"])
+def test_elements_that_images_share_are_drawn_once(per):
+    """Several rows an image."""
+    x = array(4, 5, 6)
+
+    def model(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    p = {"w": array(6, 6), "v": array(6, 6, seed=1)}
+    chip = ft.on_hardware(model, ft.Hardware(faults=MiBB(0.1, per=per)))
+    (row,) = ft.exposure(chip, p, x, key=jax.random.key(0), maps=3).rows
+    assert row.drawn == 3 * 5 * 6 * (4 if per == "image" else 1)
+    assert row.hits <= row.drawn
+
+
+def test_given_faults_have_no_interval(tmp_path):
+    file = tmp_path / "chip.csv"
+    file.write_text("layer,position,stuck_at\nw,0,max\nw,7,0\n", encoding="utf-8")
+    chip = ft.on_hardware(lambda p, x: x @ p["w"], ft.Hardware(faults=DefectMap(str(file))))
+    (row,) = ft.exposure(chip, {"w": array(6, 6)}, X, key=jax.random.key(0), maps=2).rows
+    assert (row.low, row.asked, row.high) == (2 / 36, 2 / 36, 2 / 36)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 from networks import (
     Small,
     SmallNNX,
@@ -170,7 +171,10 @@ def test_patterns_that_name_no_layer_are_refused(layers, unknown):
     chip = ft.on_hardware(perceptron, ft.Hardware(faults=MiBB(layers=layers)))
     with pytest.raises(ValueError, match=r"^mibb: ") as error:
         chip(perceptron_parameters(), array(4, 6))
-    assert str(error.value) == f"mibb: no layer is called {unknown!r}; there are a, b"
+    # The last layer's features are what the model returns, and never fail.
+    there = "a, b" if layers.startswith("a|") else "a"
+    message = f"mibb: no layer that it acts on is called {unknown!r}; there are {there}"
+    assert str(error.value) == message
 
 
 def test_defects_are_those_of_the_file(tmp_path):
@@ -188,8 +192,57 @@ def test_defects_are_those_of_the_file(tmp_path):
 
     file.write_text("layer,position,stuck_at\nc,0,max\n", encoding="utf-8")
     chip = ft.on_hardware(perceptron, ft.Hardware(faults=DefectMap(file=str(file))))
-    with pytest.raises(ValueError, match=r"^defect_map: no layer is called 'c'; there are a, b$"):
+    message = r"^defect_map: no layer that it acts on is called 'c'; there are a, b$"
+    with pytest.raises(ValueError, match=message):
         chip(p, x)
+
+
+def test_protecting_a_layer_that_would_not_fail_is_no_mistake():
+    p, x = perceptron_parameters(), array(4, 6)
+    whole, but_last = (
+        ft.on_hardware(perceptron, ft.Hardware(faults=MiBB(0.3, layers=layers)))
+        for layers in ("*", "!b")
+    )
+    np.testing.assert_array_equal(faulty(whole, p, x), faulty(but_last, p, x))
+    with pytest.raises(ValueError, match="'b'"):
+        faulty(ft.on_hardware(perceptron, ft.Hardware(faults=MiBB(0.3, layers="b"))), p, x)
+
+
+def test_a_defect_map_is_not_for_a_stack_of_layers(tmp_path):
+    file = tmp_path / "defects.csv"
+    file.write_text("layer,position,stuck_at\nstack,0,max\n", encoding="utf-8")
+
+    def model(params, x):
+        return lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["stack"])[0]
+
+    chip = ft.on_hardware(model, ft.Hardware(faults=DefectMap(file=str(file))))
+    with pytest.raises(ValueError, match=r"^defect_map: stack is a stack of layers"):
+        chip({"stack": array(3, 6, 6)}, array(4, 6), draw=ft.Draw(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("per", ["image", "chip"])
+def test_images_are_found_by_the_argument_that_holds_them(per):
+    """Six equal images: faults of a chip hit them alike, those of an image go by its number."""
+    p = {"w": array(16, 16), "v": array(16, 16, seed=1)}
+    x, bias = jnp.tile(array(1, 5, 16), (6, 1, 1)), array(1, 5, 1)
+
+    def model(p, x, bias):
+        return jnp.tanh(x @ p["w"] + bias) @ p["v"]
+
+    def swapped(p, bias, x):
+        return model(p, x, bias)
+
+    hardware, key = ft.Hardware(faults=MiBB(1e-2, per=per)), jax.random.key(0)
+    expected = ft.on_hardware(model, hardware)(p, x, bias, draw=ft.Draw(jax.random.clone(key)))
+    assert np.all(expected == expected[:1]) == (per == "chip")
+    for images, call, named in ((1, (bias, x), {}), ("x", (), {"x": x, "bias": bias})):
+        chip = ft.on_hardware(swapped, hardware, images=images)
+        got = chip(p, *call, draw=ft.Draw(jax.random.clone(key)), **named)
+        np.testing.assert_array_equal(got, expected)
+    with pytest.raises(ValueError, match=r"argument 0 holds one image, and another is of shape"):
+        ft.on_hardware(swapped, hardware)(p, bias, x)
+    with pytest.raises(ValueError, match=r"the call has no argument 0 with images in it"):
+        ft.on_hardware(model, hardware)(p, x=x, bias=bias)
 
 
 FEATURES = [MiBB(0.1), BitFlip(0.1, site="activations")]

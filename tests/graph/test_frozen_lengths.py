@@ -181,3 +181,23 @@ def test_modules_of_nnx_and_linen_are_calibrated_and_measured():
     got = ft.accuracies(twin, [(x,)], [jnp.argmax(module(x), -1)])
     assert (got.float32, got.images) == (1.0, 2)
     np.testing.assert_array_equal(module.norm.mean[...], mean)
+
+
+def test_lengths_of_another_model_or_format_are_refused():
+    def model(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    call = ({"w": array(6, 6), "v": array(6, 6, seed=1)}, array(4, 6))
+    with pytest.raises(ValueError, match=r"a fraction length of 'typo', which is no feature"):
+        ft.on_hardware(model, ft.Hardware(), lengths={"typo": jnp.int32(3)})(*call)
+    frozen = ft.calibrate(ft.on_hardware(model, ft.Hardware()), [call])
+    faults = ft.Hardware(faults=ft.faults.MiBB())
+    assert frozen.with_hardware(faults).lengths == frozen.lengths
+    with pytest.raises(ValueError, match=r"calibrate again$"):
+        frozen.with_hardware(ft.Hardware(features=ft.FixedPoint(4)))
+
+
+def test_a_diverged_model_is_not_calibrated():
+    chip = ft.on_hardware(lambda p, x: jnp.tanh(x @ p) @ p, ft.Hardware())
+    with pytest.raises(ValueError, match=r"is not finite: the model has diverged$"):
+        ft.calibrate(chip, [(jnp.full((6, 6), jnp.nan), array(4, 6))])

@@ -138,3 +138,18 @@ def test_a_tree_without_weights_is_refused(tree, weights, names):
     message = f"no parameter is a weight by weights={weights!r}; there are {names}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ft.hold(tree, SOUND, weights=weights)
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    p = {"a": {"kernel": array(6, 6)}, "b": {"kernel": array(6, 6)}}
+    hardware = ft.Hardware(faults=StuckAt(0.5, 0.4, layers="typo"))
+    with pytest.raises(ValueError, match=r"'typo'; there are a, b$"):
+        ft.hold(p, hardware, ft.Draw(jax.random.key(0)))
+
+
+def test_variables_are_held_as_their_parameters():
+    p = {"a": {"kernel": array(6, 6)}}
+    hardware = ft.Hardware(faults=StuckAt(0.5, 0.4, layers="a"))
+    held = ft.hold({"params": p}, hardware, ft.Draw(jax.random.key(0)))
+    own = ft.hold(p, hardware, ft.Draw(jax.random.key(0)))
+    np.testing.assert_array_equal(held["params"]["a"]["kernel"], own["a"]["kernel"])

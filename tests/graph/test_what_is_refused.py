@@ -164,3 +164,11 @@ def test_a_kernel_that_is_no_parameter_is_listed():
     assert found.startswith("dot_general at ")
     assert "test_what_is_refused.py" in found
     assert "by constants, never faulty: dot_general at" in str(sites)
+
+
+def test_a_ragged_product_is_named():
+    def model(params, x):
+        return lax.ragged_dot(x, params["w"], jnp.array([2, 2], jnp.int32))
+
+    with pytest.raises(ValueError, match=r"faults are not known of ragged_dot"):
+        ft.on_hardware(model, ft.Hardware())({"w": jnp.ones((2, 3, 3))}, jnp.ones((4, 3)))
