@@ -9,12 +9,12 @@ from configs import search_defaults
 from ftnas_jax.controller import ControllerConfig
 from ftnas_jax.data import Dataset
 from ftnas_jax.errors import InputError, as_input_error
-from ftnas_jax.faults import DefectMap, parse
+from ftnas_jax.faults import DefectMap, check_layers, parse
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Space
-from ftnas_jax.supernet import NetworkConfig
+from ftnas_jax.supernet import NetworkConfig, layer_paths
 
 
 def search_config(config: Mapping[str, Any], dataset: Dataset | None = None) -> SearchConfig:
@@ -37,7 +37,7 @@ def search_config(config: Mapping[str, Any], dataset: Dataset | None = None) -> 
     controller = {k: v for k, v in config["controller"].items() if k != "alpha_r"}
     classes = 2 if dataset is None else dataset.num_classes
     with as_input_error():
-        return SearchConfig(
+        search = SearchConfig(
             space=Space(config["space"]["nodes"], _names(config["space"]["primitives"])),
             network=NetworkConfig(num_classes=classes, **config["network"]),
             hardware=platform,
@@ -49,6 +49,8 @@ def search_config(config: Mapping[str, Any], dataset: Dataset | None = None) -> 
             **config["weights"],
             **config["augment"],
         )
+        check_layers(platform.faults, layer_paths(search.network, search.space))
+    return search
 
 
 def hardware(config: Mapping[str, Any]) -> Hardware:

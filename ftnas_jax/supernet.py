@@ -163,7 +163,7 @@ class Network(nn.Module):
         chosen = self._chosen(architecture)
         check_layers(
             self.hardware.faults,
-            {site: list(_paths(config, self.space, None, site)) for site in get_args(Site)},
+            layer_paths(config, self.space),
             _paths(config, self.space, chosen, "weights"),
         )
         block = {"config": config, "hardware": self.hardware, "train": train}
@@ -225,6 +225,11 @@ class Network(nn.Module):
         shape = (whole_count(x.shape[0], axis), x.shape[1])
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
         return jnp.where(own_part(kept, axis), x / (1 - rate), 0)
+
+
+def layer_paths(config: NetworkConfig, space: Space) -> dict[Site, list[str]]:
+    """Paths of the layers that a supernet may have, for every site of faults."""
+    return {site: list(_paths(config, space, None, site)) for site in get_args(Site)}
 
 
 def _paths(config: NetworkConfig, space: Space, architecture: Any, site: Site) -> Iterator[str]:

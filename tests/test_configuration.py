@@ -46,6 +46,7 @@ def fields(path: str | None = None, value=None, base=search_defaults) -> dict:
         ("faults", "mibb+mobb", "unknown fault model 'mobb'; did you mean mibb"),
         ("faults", "stuck_at", r"set quantization\.weight_encoding to sign_magnitude"),
         ("faults", "bit_flip:bits=8", "a code of 8 bits has 0-7"),
+        ("faults", "mibb:layers=!stemm", "mibb: .* called 'stemm'; did you mean stem"),
         ("gradients", "none", "gradients is 'none'; choose straight_through or masked"),
         ("space.primitives", ("none,skip",), "unknown operation 'skip'"),
     ],
