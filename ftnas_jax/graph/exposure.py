@@ -205,8 +205,8 @@ def _rows(hardware: Hardware, tensor: Tensor, counts) -> Iterator[ExposureRow]:
             layer=tensor.path,
             faults=format_text(model),
             macs=0 if tensor.kind == "weights" else tensor.macs,
-            elements=int(np.prod(tensor.shape)),
-            asked=_asked(model, tensor, fmt),
+            elements=tensor.place.size,
+            asked=float(model.at(tensor.path).probability(tensor.place, fmt)),
             hits=hits,
             drawn=drawn,
             low=least,
@@ -222,8 +222,3 @@ def _interval(model: FaultModel, hits: int, drawn: int) -> tuple[float, float]:
         return hits / drawn, hits / drawn
     interval = stats.binomtest(hits, drawn).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
-
-
-def _asked(model: FaultModel, tensor: Tensor, fmt: FixedPoint) -> float:
-    place = tensor.place(int(np.prod(tensor.shape)))
-    return float(model.at(tensor.path).probability(place, fmt))

@@ -172,7 +172,7 @@ def evaluate(node: Node, values: Sequence[Any]) -> Sequence[Any]:
     """What a node without bodies computes of the values of its inputs."""
     equation = node.equation
     bound = equation.primitive.get_bind_params(equation.params)
-    # Before jax 0.10 functions came apart from parameters.
+    # Some versions of jax give functions apart from parameters.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     with equation.ctx.manager:
         out = equation.primitive.bind(*functions, *values, **params)

@@ -5,14 +5,13 @@
 The result is a tree of the same shapes for Haiku, Equinox, Flax or plain JAX to compute with.
 """
 
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import check_layers
-from ftnas_jax.graph.model import path_name
+from ftnas_jax.graph.model import matches, path_name
 from ftnas_jax.graph.plan import Tensor, layer_path
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, draw_maps, exposures_at, hold_weights
 
@@ -54,12 +53,12 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
 def _is_weight(name: str, leaf: Any, patterns: str) -> bool:
     if not patterns:
         return jnp.ndim(leaf) > 1 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return any(fnmatchcase(name, pattern.strip()) for pattern in patterns.split("|"))
+    return matches(name, patterns)
 
 
 def _hold_one(name: str, leaf: Any, hardware: Hardware, draw: Draw) -> jax.Array:
     w = jnp.asarray(leaf)
     tensor = Tensor(name, layer_path(name), "weights", 0, w.shape)
-    exposures = exposures_at(hardware, "weights", tensor.place(w.size))
+    exposures = exposures_at(hardware, "weights", tensor.place)
     maps = draw_maps(hardware, "weights", draw.at(tensor.number), w.shape, exposures)
     return hold_weights(w.astype(jnp.float32), hardware, maps).astype(w.dtype)

@@ -21,13 +21,11 @@ class Product(NamedTuple):
     """A convolution or a product of matrices.
 
     Attributes:
-        kind: `conv` or `dot`.
         macs: M_l, multiply-accumulates behind one element of the output.
         channels: for the left and for the right operand, dimensions of the output that are its own:
             those of a kernel are the channels. Of a product with batches each batch has a kernel.
     """
 
-    kind: str
     macs: int
     channels: tuple[frozenset[int], frozenset[int]]
 
@@ -55,7 +53,7 @@ def _convolution(node: Node) -> Product:
     macs = kernel[numbers.rhs_spec[1]] * math.prod(met)
     channel = numbers.out_spec[1]
     others = frozenset(range(len(numbers.out_spec))) - {channel}
-    return Product("conv", macs, (others, frozenset({channel})))
+    return Product(macs, (others, frozenset({channel})))
 
 
 def _dot(node: Node) -> Product:
@@ -67,7 +65,7 @@ def _dot(node: Node) -> Product:
     rank = batches + free + len(right) - batches - len(contract)
     own = frozenset(range(batches + free))
     others = frozenset({*range(batches), *range(batches + free, rank)})
-    return Product("dot", macs, (own, others))
+    return Product(macs, (own, others))
 
 
 def is_lookup(node: Node) -> bool:

@@ -118,7 +118,7 @@ class _OnHardware:
         paths = jax.tree_util.tree_leaves_with_path(call.variables)
         names = [call.names(path_name(path)) for path, _ in paths]
         origins = [PARAMETER if name else CONSTANT for name in names] + [DATA] * len(data)
-        planner = Planner(lambda name: _matches(name, self.ignore))
+        planner = Planner(lambda name: matches(name, self.ignore))
         plan = planner.plan(graph, origins, names + [""] * len(data))
         tensors = sorted(plan.all_tensors(), key=planner.place)
         _check(self.hardware, tensors)
@@ -301,7 +301,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(part) for part in parts) or "weight"
 
 
-def _matches(name: str, patterns: str) -> bool:
+def matches(name: str, patterns: str) -> bool:
+    """Whether a path fits one of some patterns, joined by `|`; none of them where that is empty."""
     return any(fnmatchcase(name, p.strip()) for p in patterns.split("|") if p.strip())
 
 

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from ftnas_jax.fixed_point import fraction_length
 from ftnas_jax.graph.plan import Tensor
-from ftnas_jax.graph.run import Held, Observe, Observed
+from ftnas_jax.graph.run import Held, Observe, Observed, own_length
 from ftnas_jax.graph.sites import Sites
-from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware, Kind, Maps
+from ftnas_jax.nn.hardware import CLEAN, SITES, Draw, Hardware, Kind, Maps
 from ftnas_jax.space import Architecture
 from ftnas_jax.supernet import Network
 
@@ -80,12 +78,8 @@ class NetworkOnHardware:
         return run
 
     def _held(self, kind: Kind, x: jax.Array, held: jax.Array, maps: Maps) -> Held:
-        """With the faults of logic left out where features are only stored."""
-        fmt = self.hardware.format(kind)
-        axis = None if kind == "weights" else self.hardware.batch_axis
-        length = jnp.int32(0) if fmt is None else fraction_length(x, fmt, axis)
-        if kind == "stored" and maps is not None:
-            models = self.hardware.models(kind)
-            pairs = zip(models, maps, strict=True)
-            maps = tuple(None if model.site == "features" else own for model, own in pairs)
-        return Held(x, held, length, maps, maps)
+        """With the maps of those faults alone that a tensor of its kind has."""
+        if maps is not None:
+            pairs = zip(self.hardware.models(kind), maps, strict=True)
+            maps = tuple(own if model.site in SITES[kind] else None for model, own in pairs)
+        return Held(x, held, own_length(self.hardware, kind, x), maps, maps)

@@ -1,6 +1,7 @@
 """What the hardware does at the values of a graph: tensors that it holds or writes."""
 
 import dataclasses
+import math
 import zlib
 
 from ftnas_jax.faults import Place
@@ -37,9 +38,10 @@ class Tensor:
         """A stable integer in place of the name, to fold into keys."""
         return zlib.crc32(self.name.encode())
 
-    def place(self, size: int) -> Place:
+    @property
+    def place(self) -> Place:
         """As fault models see it."""
-        return Place(self.path, self.macs, size)
+        return Place(self.path, self.macs, math.prod(self.shape))
 
 
 @dataclasses.dataclass(eq=False)

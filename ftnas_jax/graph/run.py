@@ -15,6 +15,7 @@ from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.nn.hardware import (
     Draw,
     Hardware,
+    Kind,
     Maps,
     draw_maps,
     exposures_at,
@@ -136,29 +137,25 @@ class Run:
     def _hold(self, tensor: Tensor, array: Any, draw: Draw, seen: Observed):
         """What the hardware holds for an array, of the array's own type."""
         x = jnp.asarray(array).astype(jnp.float32)
-        drawn, length = self._draw(tensor, x, draw), self.lengths.get(tensor.name)
         shape = x.shape if tensor.kind == "weights" else by_image(x.shape, self.batch)
+        drawn, length = self._draw(tensor, shape, draw), self.lengths.get(tensor.name)
         maps = jax.tree.map(lambda m: _like(m, shape, x.shape), drawn)
         if tensor.kind == "weights":
             held = hold_weights(x, self.hardware, maps)
         else:
             held = write_features(x, self.hardware, maps, length)
         if self.observe is not None:
-            fmt = self.hardware.format(tensor.kind)
-            if length is None:
-                axis = self.hardware.batch_axis if tensor.kind != "weights" else None
-                length = fraction_length(x, fmt, axis) if fmt else jnp.int32(0)
+            length = own_length(self.hardware, tensor.kind, x) if length is None else length
             seen[tensor.name] = self.observe(tensor, Held(x, held, length, maps, drawn))
         return held.astype(array.dtype)
 
-    def _draw(self, tensor: Tensor, x: jax.Array, draw: Draw) -> Maps:
+    def _draw(self, tensor: Tensor, shape: tuple[int, ...], draw: Draw) -> Maps:
         if not tensor.faulty or draw.faulty is False:
             return None
-        exposures = exposures_at(self.hardware, tensor.kind, tensor.place(x.size))
+        exposures = exposures_at(self.hardware, tensor.kind, tensor.place)
         turns = [turn for loop, turn in enumerate(self.turns) if loop not in tensor.repeated]
         if turns and tensor.kind == "weights":
             self._check_stack(tensor)
-        shape = x.shape if tensor.kind == "weights" else by_image(x.shape, self.batch)
         own = draw.at(*turns, tensor.number)
         return draw_maps(self.hardware, tensor.kind, own, shape, exposures)
 
@@ -169,6 +166,13 @@ class Run:
                     f"defect_map: {tensor.path} is a stack of layers that a loop goes over; "
                     "its cells would be stuck in each of them: write the layers out"
                 )
+
+
+def own_length(hardware: Hardware, kind: Kind, x: jax.Array) -> jax.Array:
+    """The fraction length that the hardware takes for a tensor, 0 where it has no fixed point."""
+    fmt = hardware.format(kind)
+    axis = None if kind == "weights" else hardware.batch_axis
+    return jnp.int32(0) if fmt is None else fraction_length(x, fmt, axis)
 
 
 def by_image(shape: tuple[int, ...], batch: int | None) -> tuple[int, ...]:

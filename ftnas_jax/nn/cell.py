@@ -75,15 +75,19 @@ class CellSpec:
     def draw(self, cell_draw: Draw, place, source, op, inputs_shape) -> FaultMaps:
         """Faults of one connection: weights of a shared edge fail alike, features on their own."""
         edge = edge_index(source, target_node(place))
-        batch, height, width, channels = inputs_shape
-        step = 2 if self.reduction else 1
-        return self.faults(channels).draw(
+        return self.faults(inputs_shape[-1]).draw(
             edge,
             self.choice(source, op),
             cell_draw.at(_WEIGHTS, edge, op),
             cell_draw.at(_FEATURES, place),
-            (batch, height // step, width // step, channels),
+            self.inner_shape(inputs_shape),
         )
+
+    def inner_shape(self, inputs_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the inner nodes behind input nodes of a shape (B, H, W, C)."""
+        batch, height, width, channels = inputs_shape
+        step = 2 if self.reduction else 1
+        return batch, height // step, width // step, channels
 
     def draw_node(self, cell_draw: Draw, node, shape: tuple[int, ...], active=True) -> Maps:
         """Faults of the buffer in the sum at a node, known or traced, of `shape`."""

@@ -239,10 +239,7 @@ def _masks(program: Program, inputs: Memory, connection: _Connection, draw: Draw
         return _Masks(None, None, None)
     shape = inputs.codes.shape[1:]
     maps = spec.draw(draw, connection.place, connection.source, connection.op, shape)
-    batch, height, width, channels = shape
-    step = 2 if spec.reduction else 1
-    shape = (batch, height // step, width // step, channels)
-    node = spec.draw_node(draw, target_node(connection.place), shape)
+    node = spec.draw_node(draw, target_node(connection.place), spec.inner_shape(shape))
     return _Masks(
         masked_positions(spec.hardware, "weights", maps.weights),
         masked_positions(spec.hardware, "features", maps.features),

@@ -75,12 +75,13 @@ def test_rates_that_add_up_to_one_are_accepted(model):
     @given(st.floats(0, 1))
     @settings(deadline=None)
     def check(p0):
-        model(p0, 1 - p0)
+        assert model(p0, 1 - p0).p0 == p0
 
     check()
 
 
 def test_arrays_are_let_through():
     """Whether they are rates is not known where a program is traced."""
-    MiBB(jnp.float32(2))
-    jax.eval_shape(lambda p: StuckAt(p, p, accumulated=p), jnp.float32(0.9))
+    assert MiBB(jnp.float32(2)).p_m == 2
+    traced = jax.eval_shape(lambda p: StuckAt(p, p, accumulated=p), jnp.float32(0.9))
+    assert traced.p0.shape == ()
