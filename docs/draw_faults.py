@@ -20,7 +20,16 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import ftnas_jax as ft
-from ftnas_jax.faults import BitBias, BitFlip, LogNormal, MiBB, Place, ReciprocalNormal, StuckBits
+from ftnas_jax.faults import (
+    BitBias,
+    BitFlip,
+    Drift,
+    LogNormal,
+    MiBB,
+    Place,
+    ReciprocalNormal,
+    StuckBits,
+)
 from ftnas_jax.nn.hardware import draw_maps, exposures_at
 from ftnas_jax.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, STYLE, VERMILLION
 
@@ -245,6 +254,36 @@ def variation(kind, density) -> Figure:
     return figure
 
 
+def draw_drift() -> Figure:
+    """Weights over time beside quantiles of the power law, and exponents beside the cut normal."""
+    figure, (left, right) = panels("Weights of a chip over time", "Exponents of cells")
+    model, times, x = Drift(), 10.0 ** np.arange(1, 9), np.geomspace(1, 1e8, 100)
+    held = [
+        hold(model, np.ones(COUNT), sample(model.at_time(t), fmt=SIGNED), SIGNED) for t in times
+    ]
+    cells = np.stack([np.ones(40), *(own[:40] for own in held)])
+    left.plot([1, *times], cells, color=GREY, lw=0.5, alpha=0.5)
+    for share, color in ((0.95, BLUE), (0.5, GREEN), (0.05, VERMILLION)):
+        exponent = model.nu * (1 + model.spread * stats.norm.ppf(1 - share))
+        left.plot(x, x**-exponent, color=color, lw=1)
+        found = [np.quantile(own, share) for own in held]
+        left.plot(times, found, "o", ms=3.5, color=color, label=f"{share:.0%} of cells lie below")
+    left.plot([], [], color=INK, lw=1, label="$(t/t_0)^{-\\nu_i}$")
+    left.set(xscale="log", xlabel="$t/t_0$", ylabel="weight held / weight asked for", ylim=(0.2, 1))
+    left.legend(loc="lower left", fontsize=7.5)
+    edges, y = np.linspace(0, 0.12, 61), np.linspace(0, 0.12, 400)
+    for spread, color in ((0.16, BLUE), (0.5, ORANGE)):
+        exponents = sample(Drift(spread=spread, time=np.e), fmt=SIGNED)
+        shares = np.histogram(exponents[exponents > 0], edges)[0] / COUNT / np.diff(edges)
+        label = f"sampled, spread = {spread}; {np.mean(exponents == 0):.1%} at 0"
+        right.stairs(shares, edges, fill=True, color=color, alpha=0.35, label=label)
+        right.plot(y, stats.norm.pdf(y, model.nu, spread * model.nu), color=color, lw=1.3)
+    right.plot([], [], color=INK, lw=1.3, label="theory")
+    right.set(xlabel="$\\nu_i$", ylabel="density", ylim=(0, 70))
+    right.legend(loc="upper right", fontsize=7.5)
+    return figure
+
+
 def draw_defect_map() -> Figure:
     """The cells that a file asks for, and those that are found in the weights."""
     figure, (left, right) = panels("Stuck cells in the file", "Weights that changed", height=3.4)
@@ -328,7 +367,8 @@ def aged(kind, times: float):
 
 PICTURES = (
     *(draw_mibb, draw_bit_bias, draw_bit_flip, draw_stuck_at, draw_stuck_bits),
-    *(draw_log_normal, draw_reciprocal_normal, draw_defect_map, draw_per, draw_accumulated),
+    *(draw_log_normal, draw_reciprocal_normal, draw_drift, draw_defect_map),
+    *(draw_per, draw_accumulated),
 )
 
 if __name__ == "__main__":

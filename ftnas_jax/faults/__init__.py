@@ -3,9 +3,11 @@
 from ftnas_jax.faults.bit_bias import BitBias
 from ftnas_jax.faults.bit_flip import BitFlip
 from ftnas_jax.faults.defect_map import DefectMap
+from ftnas_jax.faults.drift import Drift
 from ftnas_jax.faults.layers import check_layers
 from ftnas_jax.faults.mibb import MiBB
 from ftnas_jax.faults.model import FaultModel, Place, Site, apply_maps, faulty_positions
+from ftnas_jax.faults.only import Only
 from ftnas_jax.faults.stuck_at import HEALTHY, STUCK_AT_0, STUCK_AT_1, StuckAt
 from ftnas_jax.faults.stuck_bits import StuckBits
 from ftnas_jax.faults.text import MODELS, format_text, parse
@@ -19,9 +21,11 @@ __all__ = [
     "BitBias",
     "BitFlip",
     "DefectMap",
+    "Drift",
     "FaultModel",
     "LogNormal",
     "MiBB",
+    "Only",
     "Place",
     "ReciprocalNormal",
     "Site",

@@ -54,7 +54,8 @@ def as_rate(p) -> Rate:
     # The largest float32 below 1 still fits after scaling.
     scaled = jnp.minimum(p, jnp.float32(1 - 2**-24)) * jnp.float32(_WORDS)
     threshold = jnp.where(p >= 1, jnp.uint32(_WORDS - 1), scaled.astype(jnp.uint32))
-    return Rate(p, threshold, jnp.minimum(-1 / jnp.log1p(-p), jnp.float32(1e30)))
+    scale = jnp.where(p > 0, jnp.minimum(-1 / jnp.log1p(-p), jnp.float32(1e30)), jnp.float32(1e30))
+    return Rate(p, threshold, scale)
 
 
 def random_words(keys: jax.Array, size: int) -> jax.Array:

@@ -15,7 +15,7 @@ from ftnas_jax.fixed_point import FixedPoint, saturate
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rate", "accumulated"],
+    data_fields=["rate", "accumulated", "only"],
     meta_fields=["layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BitBias(AccumulatingModel):
         rate: r_s, error rate of one bit of one adder, in [0, 1].
     """
 
-    rate: float | jax.Array = 1e-5
+    rate: float | jax.Array = 1e-5  # pyright: ignore[reportIncompatibleVariableOverride]
 
     name: ClassVar[str] = "bit_bias"
     site: ClassVar[Site] = "features"

@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 import math
-import re
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import bernoulli
+from ftnas_jax.faults.bits import Bit, check_bits, check_text, count_bits, put_bits
 from ftnas_jax.faults.model import AccumulatingModel, Place, check_rate, compound
 from ftnas_jax.fixed_point import FixedPoint
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rate", "accumulated"],
+    data_fields=["rate", "accumulated", "bit", "only"],
     meta_fields=["site", "bits", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +30,17 @@ class BitFlip(AccumulatingModel):
     Attributes:
         rate: r_s or r_h, of one bit, in [0, 1].
         bits: which bits may flip: `all`, one as in `7`, or a range as in `0-6`; 0 is the lowest.
+        bit: the one that may flip, in place of `bits`; see `at_bit`. Bit 7 of a key flips where it
+            does with `bits=7`, and where any other bit does that is chosen alone.
         site: `weights` (the weight buffer) or `activations` (the feature buffer).
     """
 
-    rate: float | jax.Array = 1e-4
+    rate: float | jax.Array = 1e-4  # pyright: ignore[reportIncompatibleVariableOverride]
     bits: str = "all"
     site: Literal["weights", "activations"] = dataclasses.field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="weights", kw_only=True
     )
+    bit: Bit = dataclasses.field(default=None, kw_only=True)
 
     name: ClassVar[str] = "bit_flip"
     rates: ClassVar[tuple[str, ...]] = ("rate",)
@@ -47,22 +50,11 @@ class BitFlip(AccumulatingModel):
             raise ValueError(f"bit_flip: site is {self.site!r}; choose weights or activations")
         super().__post_init__()
         check_rate(self.name, "rate", self.rate)
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.bits)
-        if self.bits != "all" and not (found and int(found[1]) <= int(found[2] or found[1])):
-            raise ValueError(f"bit_flip: bits is {self.bits!r}; give all, or as in 7 or 0-6")
-
-    def _range(self, fmt: FixedPoint) -> range:
-        if self.bits == "all":
-            return range(fmt.bits)
-        ends = [int(end) for end in self.bits.split("-")]
-        return range(ends[0], ends[-1] + 1)
+        check_text(self.name, self.bits)
 
     def check(self, fmt: FixedPoint) -> None:
         """Raise ValueError where a code has fewer bits."""
-        if self._range(fmt).stop > fmt.bits:
-            raise ValueError(
-                f"bit_flip: bits is {self.bits!r}; a code of {fmt.bits} bits has 0-{fmt.bits - 1}"
-            )
+        check_bits(self.name, self.bits, self.bit, "code", fmt.bits)
 
     def exposure(self, place: Place) -> bernoulli.Rate:
         """The rate of a bit; every place has the same."""
@@ -72,18 +64,19 @@ class BitFlip(AccumulatingModel):
     def probability(self, place: Place, fmt: FixedPoint):
         """That at least one bit of a code flips."""
         del place
-        return compound(self.rate, self.accumulated * len(self._range(fmt)))
+        own = count_bits(self.bits, self.bit, fmt.bits)
+        return compound(self.rate, self.accumulated * own)
 
     def sample(
         self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: bernoulli.Rate
     ) -> jax.Array:
         """uint8 [n, *shape], uint16 for formats of more than 8 bits: the bits to flip."""
         self.check(fmt)
-        own = self._range(fmt)
+        own = count_bits(self.bits, self.bit, fmt.bits)
         flips = bernoulli.bit_failures(
-            keys, math.prod(shape), len(own), exposure, _ones, nested=self.nested
+            keys, math.prod(shape), own, exposure, _ones, nested=self.nested
         )
-        masks = jnp.sum(jnp.left_shift(flips, jnp.array(own, jnp.int32)[None, None]), -1)
+        masks = put_bits(flips, self.bits, self.bit, fmt.bits)
         word = jnp.uint8 if fmt.bits <= 8 else jnp.uint16
         return masks.astype(word).reshape(len(keys), *shape)
 

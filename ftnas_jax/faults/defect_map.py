@@ -35,7 +35,7 @@ class Cells(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=[],
+    data_fields=["only"],
     meta_fields=["file", "digest", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)

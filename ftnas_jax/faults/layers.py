@@ -19,14 +19,15 @@ def check_layers(
     """Raise ValueError where a model names a layer that it cannot act on.
 
     Args:
-        models: with patterns of layers, and cells of a chip.
+        models: with patterns of layers, groups of them, and cells of a chip.
         paths: for every site of faults those of the layers that have it.
         own: of the layers whose weights are there; by default all that `paths` has for weights.
     """
     everywhere = sorted({path for own_paths in paths.values() for path in own_paths})
     for model in models:
         known = sorted(set(paths[model.site]))
-        for pattern in filter(lambda p: p != "*", map(str.strip, model.layers.split("|"))):
+        groups = (model.layers, *(model.only.groups if model.only else ()))
+        for pattern in filter(lambda p: p != "*", map(str.strip, "|".join(groups).split("|"))):
             # To protect a layer that would not fail anyway is no mistake.
             sound = pattern.startswith("!")
             wanted, among = pattern.removeprefix("!").strip(), everywhere if sound else known

@@ -22,7 +22,7 @@ from ftnas_jax.fixed_point import FixedPoint, saturate
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["p_m", "accumulated"],
+    data_fields=["p_m", "accumulated", "only"],
     meta_fields=["form", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)

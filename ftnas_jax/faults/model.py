@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import math
 import numbers
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.faults.only import Only, check_patterns, fits
 from ftnas_jax.fixed_point import FixedPoint
 
 Site = Literal["weights", "features", "activations"]
@@ -47,15 +48,19 @@ class FaultModel:
             stem, `cell*|!cell0/*` all cells but the first.
         per: `image` and `batch` draw a map anew for each (transient faults), `chip` draws one for
             all of them (persistent faults). By default weights fail per chip, all else per image.
+        only: of `layers` those of one group, chosen by a number that may be traced; None for all.
     """
 
     layers: str = "*"
     per: Per | Literal["default"] = "default"
+    only: Only | None = None
 
     name: ClassVar[str]
     site: ClassVar[Site]
     rates: ClassVar[tuple[str, ...]]
     """The fields that are 0 where nothing fails."""
+    in_text: ClassVar[tuple[str, ...]] = ()
+    """Numbers that a text may give in place of fields; see `from_text`."""
     crossbar: ClassVar[bool] = False
     """Whether the faults are of crossbars, which hold the signs of weights apart."""
     analog: ClassVar[bool] = False
@@ -70,21 +75,77 @@ class FaultModel:
             raise ValueError(
                 f"{self.name}: weights are read once for a batch; per is chip or batch, not image"
             )
-        if not all(pattern.strip(" !") for pattern in self.layers.split("|")):
-            raise ValueError(f"{self.name}: layers is {self.layers!r}, with an empty pattern")
+        check_patterns(self.name, "layers", self.layers)
+        if self.only is not None and not self.rates:
+            raise ValueError(f"{self.name}: only sets rates of 0, and it has no rate; use layers")
+
+    @classmethod
+    def from_text(cls, values: Mapping[str, Any]) -> Self:
+        """The model of fields, and of numbers `in_text`, that a text gives by name."""
+        return cls(**values)
+
+    @property
+    def rate(self) -> Any:
+        """What `at_rate` sets: p_m, σ, or whichever rate the model has.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        return getattr(self, self._one_rate())
+
+    def at_rate(self, rate: float | jax.Array) -> Self:
+        """The model at another rate, which may be a traced float32.
+
+        Raises:
+            ValueError: the model has no rate, or a Python number is none for it.
+        """
+        return dataclasses.replace(self, **{self._one_rate(): rate})
+
+    def _one_rate(self) -> str:
+        if len(self.rates) != 1:
+            raise ValueError(f"{self.name}: it has no rate that could be set")
+        return self.rates[0]
+
+    @property
+    def ages(self) -> bool:
+        """Whether `at_time` changes anything: persistent faults accumulate, variation does not."""
+        return False
+
+    def at_time(self, time: float | jax.Array) -> Self:
+        """The model of a chip of some age; itself where time has no effect.
+
+        Args:
+            time: at least 1, in units of the time in which the rates are met once, M_p(t) = t; may
+                be a traced float32.
+
+        Raises:
+            ValueError: a Python number is below 1 or not finite.
+        """
+        del time
+        return self
+
+    def at_bit(self, bit: int | jax.Array) -> Self:
+        """The model of one bit alone, which may be a traced int32; 0 is the lowest.
+
+        Raises:
+            ValueError: the faults are not of single bits.
+        """
+        if not hasattr(self, "bit"):
+            raise ValueError(f"{self.name}: its faults are not of single bits that could be chosen")
+        return dataclasses.replace(self, bit=bit)
 
     def acts_at(self, path: str) -> bool:
         """Whether a layer at `path` is one of `layers`."""
-        patterns = [pattern.strip() for pattern in self.layers.split("|")]
-        wanted = [p for p in patterns if not p.startswith("!")] or ["*"]
-        sound = [p.removeprefix("!").strip() for p in patterns if p.startswith("!")]
-        return _matches(path, wanted) and not _matches(path, sound)
+        return fits(path, self.layers)
 
     def at(self, path: str) -> Self:
         """The model as it acts on a layer: itself, or with rates of 0 where it does not."""
-        if self.acts_at(path):
+        if not self.acts_at(path):
+            return dataclasses.replace(self, **dict.fromkeys(self.rates, 0.0))
+        if self.only is None:
             return self
-        return dataclasses.replace(self, **dict.fromkeys(self.rates, 0.0))
+        own = {field: self.only.at(path, getattr(self, field)) for field in self.rates}
+        return dataclasses.replace(self, **own)
 
     def check(self, fmt: FixedPoint) -> None:
         """Raise ValueError where codes of a format cannot have these faults."""
@@ -131,10 +192,6 @@ class FaultModel:
         raise NotImplementedError
 
 
-def _matches(path: str, patterns: list[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AccumulatingModel(FaultModel):
     """A model whose persistent faults grow in number with time.
@@ -149,17 +206,24 @@ class AccumulatingModel(FaultModel):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.accumulated, numbers.Real):
-            return
-        if not 1 <= float(self.accumulated) < math.inf:
-            raise ValueError(f"{self.name}: accumulated is {self.accumulated}; M_p is at least 1")
-        if self.accumulated != 1 and self.per != "chip":
+        check_least(self.name, "accumulated", self.accumulated, 1, "M_p")
+        known = isinstance(self.accumulated, numbers.Real)
+        if known and self.accumulated != 1 and not self.ages:
             raise ValueError(f"{self.name}: faults drawn per {self.per} do not accumulate")
+
+    @property
+    def ages(self) -> bool:
+        """Whether faults accumulate: those of a chip do."""
+        return self.per == "chip"
+
+    def at_time(self, time: float | jax.Array) -> Self:
+        """The model with M_p(t) = t; itself where faults do not accumulate."""
+        return dataclasses.replace(self, accumulated=time) if self.ages else self
 
     @property
     def nested(self) -> bool:
         """Whether the maps of one key must grow with the rate: those of a chip do."""
-        return self.per == "chip"
+        return self.ages
 
 
 def apply_maps(
@@ -198,6 +262,12 @@ def check_rate(model: str, field: str, rate: Any) -> None:
     """Raise ValueError where `rate` is a number outside [0, 1]; arrays are let through."""
     if isinstance(rate, numbers.Real) and not 0 <= float(rate) <= 1:
         raise ValueError(f"{model}: {field} is {rate}; a rate lies in [0, 1]")
+
+
+def check_least(model: str, field: str, value: Any, least: float, what: str = "it") -> None:
+    """Raise ValueError where `value` is a number below `least`, or not finite."""
+    if isinstance(value, numbers.Real) and not least <= float(value) < math.inf:
+        raise ValueError(f"{model}: {field} is {value}; {what} is at least {least}")
 
 
 def compound(rate: Any, times: Any) -> Any:

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ class StuckCells(AccumulatingModel):
 
     site: ClassVar[Site] = "weights"
     rates: ClassVar[tuple[str, ...]] = ("p0", "p1")
+    in_text: ClassVar[tuple[str, ...]] = ("rate", "ratio")
     crossbar: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -66,6 +68,40 @@ class StuckCells(AccumulatingModel):
         # Sums such as 0.9 + 0.1 may exceed 1 by a rounding error.
         total = round(float(self.p0) + float(self.p1), 6) if known else None
         check_rate(self.name, "p0 + p1", total)
+
+    @classmethod
+    def from_text(cls, values: Mapping[str, Any]) -> Self:
+        """The model of p0 and p1, or of `rate` = p0 + p1 and `ratio` = p0 / (p0 + p1)."""
+        given = set(values) & set(cls.in_text)
+        if not given:
+            return cls(**values)
+        if set(values) & set(cls.rates):
+            raise ValueError(f"{cls.name}: give p0 and p1, or rate and ratio; not of both")
+        rate = values.get("rate", cls.p0 + cls.p1)
+        ratio = values.get("ratio", cls.p0 / (cls.p0 + cls.p1))
+        check_rate(cls.name, "rate", rate)
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{cls.name}: ratio is {ratio}; p0 / (p0 + p1) lies in [0, 1]")
+        others = {field: value for field, value in values.items() if field not in given}
+        return cls(p0=rate * ratio, p1=rate * (1 - ratio), **others)
+
+    @property
+    def rate(self) -> Any:
+        """p0 + p1."""
+        return self.p0 + self.p1
+
+    def at_rate(self, rate: float | jax.Array) -> Self:
+        """The model with another sum of p0 and p1, in the proportion that they have now.
+
+        Raises:
+            ValueError: p0 and p1 are both 0, or a Python number is no rate.
+        """
+        check_rate(self.name, "rate", rate)
+        known = isinstance(self.rate, numbers.Real)
+        if known and not self.rate:
+            raise ValueError(f"{self.name}: p0 and p1 are 0, of which no proportion is known")
+        total = self.rate if known else jnp.maximum(self.rate, 1e-30)
+        return dataclasses.replace(self, p0=rate * (self.p0 / total), p1=rate * (self.p1 / total))
 
     def cell_rates(self) -> tuple[Any, Any]:
         """p0 and p1 after accumulation, in the same proportion."""
@@ -92,7 +128,7 @@ class StuckCells(AccumulatingModel):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["p0", "p1", "accumulated"],
+    data_fields=["p0", "p1", "accumulated", "only"],
     meta_fields=["cells", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)

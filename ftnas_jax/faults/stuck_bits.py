@@ -8,8 +8,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.faults.bits import Bit, check_bits, check_text, count_bits, put_bits
 from ftnas_jax.faults.model import Place, compound
-from ftnas_jax.faults.stuck_at import STUCK_AT_0, STUCK_AT_1, CellRates, StuckCells, sample_states
+from ftnas_jax.faults.stuck_at import HEALTHY, STUCK_AT_1, CellRates, StuckCells, sample_states
 from ftnas_jax.fixed_point import FixedPoint
 
 _HALF = 16
@@ -18,8 +19,8 @@ _HALF = 16
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["p0", "p1", "accumulated"],
-    meta_fields=["layers", "per"],
+    data_fields=["p0", "p1", "accumulated", "bit", "only"],
+    meta_fields=["bits", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)
 class StuckBits(StuckCells):
@@ -33,26 +34,42 @@ class StuckBits(StuckCells):
     Attributes:
         p0: rate of SAF0 in a cell, in [0, 1].
         p1: rate of SAF1 in a cell, in [0, 1]; p0 + p1 is at most 1.
+        bits: which may be stuck: `all`, one as in `6`, or a range as in `0-5`; 0 is the lowest.
+        bit: the one that may be stuck, in place of `bits`; see `at_bit`. Bit 6 of a key is stuck
+            where it is with `bits=6`, and where any other bit is that is chosen alone.
     """
 
+    bits: str = "all"
+    bit: Bit = dataclasses.field(default=None, kw_only=True)
+
     name: ClassVar[str] = "stuck_bits"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_text(self.name, self.bits)
+
+    def check(self, fmt: FixedPoint) -> None:
+        """Raise ValueError where a magnitude has fewer bits."""
+        check_bits(self.name, self.bits, self.bit, "magnitude", fmt.bits - 1)
 
     def probability(self, place: Place, fmt: FixedPoint):
         """That at least one cell of a weight is stuck."""
         del place
-        return compound(self.stuck_rate(), fmt.bits - 1)
+        return compound(self.stuck_rate(), count_bits(self.bits, self.bit, fmt.bits - 1))
 
     def sample(
         self, keys: jax.Array, shape: tuple[int, ...], fmt: FixedPoint, exposure: CellRates
     ) -> jax.Array:
         """int32 [n, *shape]: stuck bits θ in the lower half, what they are stuck at, e, above."""
+        self.check(fmt)
         bits, size = fmt.bits - 1, math.prod(shape)
-        states = sample_states(keys, size * bits, exposure).reshape(len(keys), size, bits)
-        places = jnp.arange(bits, dtype=jnp.int32)
-        values = {STUCK_AT_0: 1, STUCK_AT_1: 1 + 2**_HALF}
-        of_bits = sum(jnp.where(states == state, value, 0) for state, value in values.items())
-        packed = jnp.sum(jnp.left_shift(jnp.asarray(of_bits), places[None, None]), -1)
-        return packed.reshape(len(keys), *shape)
+        own = count_bits(self.bits, self.bit, bits)
+        states = sample_states(keys, size * own, exposure).reshape(len(keys), size, own)
+        stuck, ones = (
+            put_bits(found.astype(jnp.int32), self.bits, self.bit, bits)
+            for found in (states != HEALTHY, states == STUCK_AT_1)
+        )
+        return (stuck | ones << _HALF).reshape(len(keys), *shape)
 
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
         """sgn(w) · ((¬θ ∧ |w|) ∨ (θ ∧ e)) of the codes."""

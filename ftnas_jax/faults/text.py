@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ftnas_jax.faults.bit_bias import BitBias
 from ftnas_jax.faults.bit_flip import BitFlip
 from ftnas_jax.faults.defect_map import DefectMap
+from ftnas_jax.faults.drift import Drift
 from ftnas_jax.faults.mibb import MiBB
 from ftnas_jax.faults.model import FaultModel
 from ftnas_jax.faults.stuck_at import StuckAt
@@ -18,7 +19,7 @@ MODELS: dict[str, type[FaultModel]] = {
     model.name: model
     for model in (
         *(MiBB, BitBias, BitFlip, StuckAt, StuckBits),
-        *(LogNormal, ReciprocalNormal, DefectMap),
+        *(LogNormal, ReciprocalNormal, Drift, DefectMap),
     )
 }
 """All fault models by name."""
@@ -43,21 +44,24 @@ def _parse_one(text: str) -> FaultModel:
     name, _, rest = text.strip().partition(":")
     if name not in MODELS:
         raise ValueError(f"unknown fault model {name!r}; {_choices(name, MODELS)}")
-    fields = {field.name: field for field in _fields(MODELS[name])}
+    model = MODELS[name]
+    defaults = {field.name: field.default for field in _fields(model)}
+    defaults |= dict.fromkeys(model.in_text, 0.0)
     values = {}
     for item in filter(None, rest.split(",")):
         field, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or field not in fields:
-            raise ValueError(f"{name}: cannot read {item!r}; its fields are {', '.join(fields)}")
+        if not equals or field not in defaults:
+            raise ValueError(f"{name}: cannot read {item!r}; its fields are {', '.join(defaults)}")
         if field in values:
             raise ValueError(f"{name}: {field} is given twice")
-        values[field] = _read(name, field, value, fields[field].default)
-    return MODELS[name](**values)
+        values[field] = _read(name, field, value, defaults[field])
+    return model.from_text(values)
 
 
 def _fields(model: FaultModel | type[FaultModel]) -> list[dataclasses.Field]:
-    """A model's own fields, then those that all have."""
-    return sorted(dataclasses.fields(model), key=lambda field: bool(field.kw_only))
+    """A model's own fields, then those that all have, without what only a program chooses."""
+    written = (field for field in dataclasses.fields(model) if field.default is not None)
+    return sorted(written, key=lambda field: bool(field.kw_only))
 
 
 def _choices(name: str, names: Iterable[str]) -> str:
@@ -80,13 +84,17 @@ def format_text(models: FaultModel | Iterable[FaultModel]) -> str:
     Rates that are arrays are written as numbers.
 
     Raises:
-        ValueError: for a path or pattern that no text can hold.
+        ValueError: for a path or pattern that no text can hold, and for a group of layers or a bit
+            that a number chooses.
     """
     models = (models,) if isinstance(models, FaultModel) else models
     return "+".join(_format_one(model) for model in models)
 
 
 def _format_one(model: FaultModel) -> str:
+    chosen = [name for name in ("only", "bit") if getattr(model, name, None) is not None]
+    if chosen:
+        raise ValueError(f"{model.name}: {chosen[0]} is set, which text has no field for")
     texts = []
     for field in _fields(model):
         value = getattr(model, field.name)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from ftnas_jax.faults.model import FaultModel, Place, Site
+from ftnas_jax.faults.model import FaultModel, Place, Site, check_least
 from ftnas_jax.fixed_point import FixedPoint
 
 
@@ -30,9 +30,7 @@ class _Variation(FaultModel):
 
     def __post_init__(self):
         super().__post_init__()
-        known = isinstance(self.sigma, numbers.Real)
-        if known and not 0 <= float(self.sigma) < math.inf:
-            raise ValueError(f"{self.name}: sigma is {self.sigma}; it is at least 0")
+        check_least(self.name, "sigma", self.sigma, 0)
 
     def exposure(self, place: Place) -> Any:
         """σ as float32; every place has the same."""
@@ -51,13 +49,18 @@ class _Variation(FaultModel):
     ) -> jax.Array:
         """float32 [n, *shape], σ times a standard normal number for every weight."""
         del fmt
-        size = math.prod(shape)
-        normal = jax.vmap(lambda key: jax.random.normal(key, (size,), jnp.float32))(keys)
-        return (jnp.asarray(exposure) * normal).reshape(len(keys), *shape)
+        return jnp.asarray(exposure) * standard_normal(keys, shape)
+
+
+def standard_normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """float32 [n, *shape], independent; a row depends on its key alone. Consumes `keys` [n]."""
+    size = math.prod(shape)
+    normal = jax.vmap(lambda key: jax.random.normal(key, (size,), jnp.float32))(keys)
+    return normal.reshape(len(keys), *shape)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["sigma"], meta_fields=["layers", "per"]
+    jax.tree_util.register_dataclass, data_fields=["sigma", "only"], meta_fields=["layers", "per"]
 )
 @dataclasses.dataclass(frozen=True)
 class LogNormal(_Variation):
@@ -80,7 +83,7 @@ class LogNormal(_Variation):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["sigma"],
+    data_fields=["sigma", "only"],
     meta_fields=["smallest", "layers", "per"],
 )
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,18 @@ def force(monkeypatch, path, chunks=None):
         monkeypatch.setattr(bernoulli, "_CHUNKS", chunks)
 
 
+def one_program(function):
+    """`jax.jit` of a function that must not be traced twice."""
+    traces = []
+
+    def traced_once(*args):
+        traces.append(None)
+        assert len(traces) == 1, f"{function.__name__} is traced again"
+        return function(*args)
+
+    return jax.jit(traced_once)
+
+
 def sample(model, keys, shape, *, fmt=EIGHT, macs=1):
     return model.sample(keys, shape, fmt, model.exposure(Place("layer", macs)))
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ftnas_jax.faults import (
     BitBias,
     BitFlip,
+    Drift,
     LogNormal,
     MiBB,
     Place,
@@ -79,6 +80,7 @@ RATED = [
     StuckBits(0.5, 0.5, layers="stem"),
     LogNormal(2.0, layers="stem"),
     ReciprocalNormal(2.0, layers="stem", smallest=0.3),
+    Drift(0.5, layers="stem", time=3.0),
 ]
 
 
@@ -98,13 +100,13 @@ def test_a_model_keeps_all_but_its_rates_where_it_does_not_act(model):
 
 
 def test_weights_fail_per_chip_and_features_per_image():
-    assert all(m().per == "chip" for m in (BitFlip, StuckAt, StuckBits, LogNormal))
+    assert all(m().per == "chip" for m in (BitFlip, StuckAt, StuckBits, LogNormal, Drift))
     assert all(m.per == "image" for m in (MiBB(), BitBias(), BitFlip(site="activations")))
     assert MiBB(per="default") == MiBB(per="image") != MiBB(per="chip")
     assert BitFlip(per="batch").per == "batch"
 
 
-@pytest.mark.parametrize("model", [BitFlip, StuckAt, StuckBits, LogNormal, ReciprocalNormal])
+@pytest.mark.parametrize("model", [BitFlip, StuckAt, StuckBits, LogNormal, ReciprocalNormal, Drift])
 def test_weights_are_not_drawn_for_every_image(model):
     message = f"^{model.name}: weights are read once for a batch; per is chip or batch, not image$"
     with pytest.raises(ValueError, match=message):

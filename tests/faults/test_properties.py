@@ -12,6 +12,7 @@ from ftnas_jax.faults import (
     MODELS,
     BitBias,
     BitFlip,
+    Drift,
     LogNormal,
     MiBB,
     Place,
@@ -30,7 +31,7 @@ DIGITAL = [
     StuckAt(cells="pair"),
     StuckBits(),
 ]
-ANALOG = [LogNormal(), ReciprocalNormal()]
+ANALOG = [LogNormal(), ReciprocalNormal(), Drift()]
 
 # Rates are arrays here: one program for a model and a format.
 faulty = jax.jit(inject, static_argnums=(3, 4))

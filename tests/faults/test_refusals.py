@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftnas_jax.faults import BitBias, BitFlip, LogNormal, MiBB, ReciprocalNormal, StuckAt, StuckBits
+from ftnas_jax.faults import (
+    BitBias,
+    BitFlip,
+    DefectMap,
+    Drift,
+    LogNormal,
+    MiBB,
+    Only,
+    ReciprocalNormal,
+    StuckAt,
+    StuckBits,
+)
 
 NAN, INF = float("nan"), float("inf")
 A_RATE = "a rate lies in [0, 1]"
@@ -40,6 +51,19 @@ A_RATE = "a rate lies in [0, 1]"
         (lambda: StuckAt(cells="three"), "stuck_at: cells is 'three'; choose one or pair"),
         (lambda: StuckBits(0.1, -0.1), f"stuck_bits: p1 is -0.1; {A_RATE}"),
         (lambda: StuckBits(0.6, 0.5), f"stuck_bits: p0 + p1 is 1.1; {A_RATE}"),
+        (lambda: StuckBits(bits="-"), "stuck_bits: bits is '-'; give all, or as in 7 or 0-6"),
+        (lambda: Drift(-0.1), "drift: nu is -0.1; it is at least 0"),
+        (lambda: Drift(INF), "drift: nu is inf; it is at least 0"),
+        (lambda: Drift(spread=-1), "drift: spread is -1; it is at least 0"),
+        (lambda: Drift(spread=NAN), "drift: spread is nan; it is at least 0"),
+        (lambda: Drift(time=0.5), "drift: time is 0.5; it is at least 1"),
+        (lambda: Drift(time=INF), "drift: time is inf; it is at least 1"),
+        (lambda: Drift(per="batch"), "drift: per is 'batch'; a chip draws its exponents once"),
+        (lambda: Only((), 0), "only: groups is (); give a tuple of patterns"),
+        (lambda: Only("stem", 0), "only: groups is 'stem'; give a tuple of patterns"),
+        (lambda: Only(("stem", "a|"), 0), "only: groups is 'a|', with an empty pattern"),
+        (lambda: Only(("a", "b"), 2), "only: selected is 2; the places of groups are 0-1"),
+        (lambda: Only(("a", "b"), -1), "only: selected is -1; the places of groups are 0-1"),
         (lambda: LogNormal(-0.1), "log_normal: sigma is -0.1; it is at least 0"),
         (lambda: LogNormal(INF), "log_normal: sigma is inf; it is at least 0"),
         (lambda: ReciprocalNormal(NAN), "reciprocal_normal: sigma is nan; it is at least 0"),
@@ -68,6 +92,13 @@ def test_errors_say_what_is_wrong_in_one_line(build, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011, the whole text is compared below
         build()
     assert str(error.value) == message
+
+
+def test_given_faults_have_no_rate_that_could_be_0_elsewhere(tmp_path):
+    file = tmp_path / "chip.csv"
+    file.write_text("layer,position,stuck_at\nstem,0,max\n")
+    with pytest.raises(ValueError, match=r"^defect_map: only sets rates of 0, and it has no rate"):
+        DefectMap(str(file), only=Only(("stem",), 0))
 
 
 @pytest.mark.parametrize("model", [StuckAt, StuckBits])

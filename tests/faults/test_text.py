@@ -11,8 +11,10 @@ from ftnas_jax.faults import (
     MODELS,
     BitBias,
     BitFlip,
+    Drift,
     LogNormal,
     MiBB,
+    Only,
     ReciprocalNormal,
     StuckAt,
     StuckBits,
@@ -41,10 +43,36 @@ from ftnas_jax.faults import (
         ("log_normal+mibb", (LogNormal(), MiBB())),
         ("mibb:p_m=1e+0 + bit_flip:rate=1e-3", (MiBB(1.0), BitFlip(1e-3))),
         ("reciprocal_normal:sigma=+0.2,smallest=0.3", (ReciprocalNormal(0.2, smallest=0.3),)),
+        ("drift", (Drift(0.049, 0.16, 1e4),)),
+        ("drift:nu=0.1,spread=0,time=86400", (Drift(0.1, 0.0, 86400.0),)),
+        ("stuck_bits:bits=6,p0=0.1", (StuckBits(0.1, bits="6"),)),
     ],
 )
 def test_text_is_read(text, models):
     assert parse(text) == models
+
+
+@pytest.mark.parametrize("model", [StuckAt, StuckBits])
+@pytest.mark.parametrize(
+    ("text", "p0", "p1"),
+    [
+        ("rate=0.08,ratio=0.837", 0.06696, 0.01304),
+        ("ratio=0.837", 0.06696, 0.01304),
+        ("rate=0.04", 0.0335, 0.0065),
+        ("rate=0.08", 0.067, 0.013),
+        ("ratio=0,rate=0.5", 0.0, 0.5),
+        ("ratio=1,rate=0.5", 0.5, 0.0),
+        ("rate=0", 0.0, 0.0),
+        ("rate=1,ratio=0.25", 0.25, 0.75),
+    ],
+)
+def test_stuck_cells_by_their_sum_and_the_share_of_saf0(model, text, p0, p1):
+    (read,) = parse(f"{model.name}:{text},layers=stem,accumulated=2")
+    assert (read.p0, read.p1) == (pytest.approx(p0, abs=1e-15), pytest.approx(p1, abs=1e-15))
+    assert read == model(read.p0, read.p1, layers="stem", accumulated=2.0)
+    assert format_text(read) == (
+        f"{model.name}:p0={read.p0},p1={read.p1},layers=stem,accumulated=2.0"
+    )
 
 
 rates = st.floats(0, 1)
@@ -79,11 +107,12 @@ EVERY_MODEL = {
         st.builds(BitFlip, rates, per=st.just("batch")),
     ),
     "stuck_at": cells(StuckAt, cells=st.sampled_from(["one", "pair"])),
-    "stuck_bits": cells(StuckBits),
+    "stuck_bits": cells(StuckBits, bits=st.sampled_from(["all", "0", "14", "2-5"])),
     "log_normal": st.builds(LogNormal, **varied),
     "reciprocal_normal": st.builds(
         ReciprocalNormal, **varied, smallest=st.floats(0, 1, exclude_min=True, exclude_max=True)
     ),
+    "drift": st.builds(Drift, st.floats(0, 1e30), st.floats(0, 1e30), times, layers=layers),
 }
 
 
@@ -130,7 +159,25 @@ def test_patterns_that_no_text_can_hold_are_not_written(pattern):
         format_text(MiBB(layers=pattern))
 
 
-NAMES = "mibb, bit_bias, bit_flip, stuck_at, stuck_bits, log_normal, reciprocal_normal, defect_map"
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        (BitFlip(only=Only(("stem",), 0)), "only"),
+        (BitFlip().at_bit(3), "bit"),
+        (StuckBits(bit=jnp.int32(3)), "bit"),
+    ],
+)
+def test_what_a_number_chooses_is_not_written(model, field):
+    with pytest.raises(
+        ValueError, match=rf"^{model.name}: {field} is set, which text has no field"
+    ):
+        format_text(model)
+
+
+NAMES = (
+    "mibb, bit_bias, bit_flip, stuck_at, stuck_bits, log_normal, reciprocal_normal, drift, "
+    "defect_map"
+)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +191,30 @@ NAMES = "mibb, bit_bias, bit_flip, stuck_at, stuck_bits, log_normal, reciprocal_
         ("mibb:p=1", "mibb: cannot read 'p=1'; its fields are p_m, form, layers, per, accumulated"),
         ("mibb:p_m", "mibb: cannot read 'p_m'; its fields are p_m, form"),
         ("mibb:p_m=1,p_m=1", "mibb: p_m is given twice"),
-        ("stuck_at:0.1", "stuck_at: cannot read '0.1'; its fields are p0, p1, cells, layers"),
+        (
+            "stuck_at:0.1",
+            "stuck_at: cannot read '0.1'; its fields are p0, p1, cells, layers, per, accumulated, "
+            "rate, ratio",
+        ),
+        ("mibb:only=1", "mibb: cannot read 'only=1'; its fields are p_m, form, layers, per, acc"),
+        ("bit_flip:bit=1", "bit_flip: cannot read 'bit=1'; its fields are rate, bits, layers, per"),
+        ("mibb:ratio=0.5", "mibb: cannot read 'ratio=0.5'; its fields are p_m, form, layers, per,"),
+        (
+            "stuck_at:p0=0.1,ratio=0.5",
+            "stuck_at: give p0 and p1, or rate and ratio; not of both",
+        ),
+        (
+            "stuck_bits:rate=0.1,p1=0.1",
+            "stuck_bits: give p0 and p1, or rate and ratio; not of both",
+        ),
+        ("stuck_at:rate=1.5", "stuck_at: rate is 1.5; a rate lies in [0, 1]"),
+        ("stuck_at:rate=nan", "stuck_at: rate is nan; a rate lies in [0, 1]"),
+        ("stuck_at:ratio=-0.1", "stuck_at: ratio is -0.1; p0 / (p0 + p1) lies in [0, 1]"),
+        ("stuck_at:ratio=1.1,rate=0", "stuck_at: ratio is 1.1; p0 / (p0 + p1) lies in [0, 1]"),
+        ("stuck_at:ratio=nan", "stuck_at: ratio is nan; p0 / (p0 + p1) lies in [0, 1]"),
+        ("stuck_bits:ratio=half", "stuck_bits: ratio is 'half', not a number"),
+        ("stuck_at:rate=0.1,rate=0.1", "stuck_at: rate is given twice"),
+        ("drift:time=0", "drift: time is 0.0; it is at least 1"),
         ("mibb:name=x", "mibb: cannot read 'name=x'; its fields are"),
         ("mibb:p_m=often", "mibb: p_m is 'often', not a number"),
         ("mibb:p_m=", "mibb: p_m is '', not a number"),
@@ -170,5 +240,7 @@ def test_text_that_makes_no_sense_is_refused_in_one_line(text, message):
 def test_every_field_of_every_model_is_read():
     for name, model in MODELS.items():
         for field in dataclasses.fields(model):
+            if field.name in ("only", "bit"):  # chosen by programs
+                continue
             with pytest.raises(ValueError, match=rf"^{name}: {field.name} is given twice$"):
                 parse(f"{name}:{field.name}=1,{field.name}=1")

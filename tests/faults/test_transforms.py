@@ -17,6 +17,7 @@ from significance import assert_rate
 from ftnas_jax.faults import (
     BitBias,
     BitFlip,
+    Drift,
     LogNormal,
     MiBB,
     Place,
@@ -39,6 +40,7 @@ MODELS = [
     StuckBits(0.1, 0.2),
     LogNormal(0.2),
     ReciprocalNormal(0.2),
+    Drift(0.2, spread=1.0),
 ]
 every_model = pytest.mark.parametrize(
     "model", MODELS, ids=lambda model: f"{model.name}-{model.per}"
@@ -177,6 +179,7 @@ def test_models_are_frozen_hashable_pytrees_of_their_rates():
     assert jax.tree.leaves(StuckBits(0.1, 0.2, accumulated=3.0)) == [0.1, 0.2, 3.0]
     assert jax.tree.leaves(MiBB(0.3)) == jax.tree.leaves(BitFlip(0.3)) == [0.3, 1.0]
     assert jax.tree.leaves(LogNormal(0.3)) == jax.tree.leaves(ReciprocalNormal(0.3)) == [0.3]
+    assert jax.tree.leaves(Drift(0.3, 0.1, 2.0)) == [0.3, 0.1, 2.0]
     with pytest.raises(AttributeError):
         MiBB().p_m = 0.5
 
