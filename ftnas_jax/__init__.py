@@ -14,8 +14,14 @@ net = ft.Network(ft.NetworkConfig(channels=8), space, hardware)
 import importlib
 from typing import Any
 
-from ftnas_jax import faults
+from ftnas_jax import faults, models
+from ftnas_jax.campaigns.campaign import campaign, compare
+from ftnas_jax.campaigns.outcome import Report
+from ftnas_jax.campaigns.sensitivity import sensitivity
+from ftnas_jax.campaigns.single import single_faults
+from ftnas_jax.campaigns.subject import as_subject
 from ftnas_jax.controller import Controller, ControllerConfig
+from ftnas_jax.costs import Costs, costs_at, count_costs
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.graph.calibration import (
     Accuracies,
@@ -40,25 +46,35 @@ __all__ = [
     "Architecture",
     "Controller",
     "ControllerConfig",
+    "Costs",
     "Draw",
     "Exposure",
     "FixedPoint",
     "Hardware",
     "Network",
     "NetworkConfig",
+    "Report",
     "Search",
     "SearchConfig",
     "SearchData",
     "SearchState",
     "Space",
     "accuracies",
+    "as_subject",
     "calibrate",
+    "campaign",
+    "compare",
+    "costs_at",
+    "count_costs",
     "exposure",
     "faults",
     "hold",
     "load_lengths",
+    "models",
     "on_hardware",
     "save_lengths",
+    "sensitivity",
+    "single_faults",
 ]
 
 

@@ -91,15 +91,18 @@ class Progress:
     Args:
         total: steps of the whole job.
         title: the word in front, as in "search".
+        unit: what is counted.
     """
 
-    def __init__(self, total: int, *, title: str = "", console: Console | None = None):
+    def __init__(
+        self, total: int, *, title: str = "", unit: str = "step", console: Console | None = None
+    ):
         self._console = console or Console()
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            _SpeedColumn(),
+            _SpeedColumn(unit),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[values]}", markup=False),
             console=self._console,
@@ -107,13 +110,14 @@ class Progress:
         )
         self._task = self._bar.add_task(title, total=total, values="")
 
-    def update(self, step: int, **values: Any) -> None:
-        """Move the bar to `step` of the total; show `values`, as in `epoch="3/100", reward=0.71`.
+    def update(self, step: int, *, total: int | None = None, **values: Any) -> None:
+        """Move the bar to `step` of the total, which may be another now, and show `values`.
 
-        Numbers are shown with four digits. Values stay until the next update that names any. The
-        first update tells where the job begins, for its speed.
+        They are given as in `epoch="3/100", reward=0.71`. Numbers are shown with four digits.
+        Values stay until the next update that names any. The first update tells where the job
+        begins, for its speed.
         """
-        self._bar.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step, total=total)
         if values:
             text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
             self._bar.update(self._task, values=text)
@@ -136,11 +140,17 @@ class Progress:
 class _SpeedColumn(ProgressColumn):
     """Steps a second, or seconds a step where that is the larger number."""
 
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         if not speed:
             return Text("")
-        return Text(f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step")
+        return Text(
+            f"{speed:.1f} {self._unit}s/s" if speed >= 1 else f"{1 / speed:.1f} s/{self._unit}"
+        )
 
 
 def _short(value: Any) -> str:

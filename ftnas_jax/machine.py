@@ -41,3 +41,14 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def free_memory(devices: Sequence[Any]) -> float:
+    """Bytes that one of the devices may still take, with a tenth left over."""
+    known = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if known:
+        return 0.9 * (known["bytes_limit"] - known["bytes_in_use"])
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
+    return 0.9 * 1024 * int(kilobytes[0]) / len(devices) if kilobytes else float("inf")

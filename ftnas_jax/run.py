@@ -28,11 +28,13 @@ from typing import Any
 
 from ftnas_jax.checkpoints import Checkpoints, RunError, explain_os_errors, write_atomically
 
-__all__ = ["RunDir", "RunError"]
+__all__ = ["RunDir", "RunError", "read_json"]
 
 logger = logging.getLogger(__name__)
 
 _METRICS = "metrics.jsonl"
+_ROWS = (_METRICS, "chips.csv")
+"""Files that hold work as soon as there are rows in them."""
 _CHECKPOINTS = "checkpoints"
 _TIMING = "timing.jsonl"
 _LAST_SCALARS = "tensorboard"
@@ -139,13 +141,7 @@ class RunDir:
 
     def read_json(self, name: str) -> Any:
         """The value of the file `name`, or None where there is none yet."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(f"{path} is damaged ({error}); remove it and start again") from None
+        return read_json(self.path / name)
 
     def pin(self, name: str, value: Any) -> None:
         """Write `value` to the file `name`, or refuse it where work was done under another.
@@ -206,6 +202,20 @@ class RunDir:
             os.fsync(file.fileno())
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, or None where there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); remove it and start again") from None
+
+
 def _refuse_foreign_files(path: Path) -> None:
     """A directory with files but no config is not ours to write into; hidden files do not count."""
     names = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
@@ -263,7 +273,7 @@ def _check_config(path: Path, job: str, config: Mapping[str, Any], ignore: Colle
 
 def _holds_work(path: Path) -> bool:
     """Whether a run got as far as rows or checkpoints: a false start may be started anew."""
-    return _size(path / _METRICS) > 0 or any((path / _CHECKPOINTS).glob("[0-9]*"))
+    return any(_size(path / name) for name in _ROWS) or any((path / _CHECKPOINTS).glob("[0-9]*"))
 
 
 def _differences(old: dict[str, str], new: dict[str, str], ignore: Collection[str]) -> list[str]:

@@ -15,18 +15,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ftnas_jax.compiling import compiler_options
 from ftnas_jax.split_batch import Axis
 
 PASSES, BATCH = "passes", "batch"
-
-_EVERY_CPU_DEVICE_ON_ITS_OWN = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
-"""Elementwise kernels of several CPU devices, each on its device's thread alone.
-
-Split over the threads that XLA has for all devices (jax 0.10.2), a kernel may be done before the
-other threads begin with their part of it, which then waits as a task with nothing to do. Where all
-threads are busy with devices, such tasks pile up, and once Eigen's queue of 1024 is full it runs
-new ones at once, which its convolutions are not made for: they compute with the wrong operands.
-"""
 
 
 class SearchMesh:
@@ -76,9 +68,8 @@ class SearchMesh:
                 check_vma=False,  # the control flow of cells mixes both kinds of values
             )(*args)
 
-        if len(self.devices) > 1 and self.devices[0].platform == "cpu":
-            options["compiler_options"] = _EVERY_CPU_DEVICE_ON_ITS_OWN
-        return jax.jit(on_every_device, **options)
+        chosen = compiler_options(self.devices)
+        return jax.jit(on_every_device, compiler_options=chosen, **options)
 
     def scan_passes(self, add_pass: Callable[..., Any], zero: Any, passes: Any) -> tuple[Any, Any]:
         """`lax.scan` over two passes, inside of what `jit` compiles; side by side if it can be.

@@ -33,21 +33,41 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
     Raises:
         ValueError: no leaf is a weight, or the faults name a layer that is not there.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(parameters)
-    # Variables of linen are taken as parameters are, which their collection holds.
-    named = [(path_name(path).removeprefix("params/"), leaf) for path, leaf in leaves]
-    chosen = [_is_weight(name, leaf, weights) for name, leaf in named]
-    if not any(chosen):
-        names = ", ".join(name for name, _ in named)
-        raise ValueError(f"no parameter is a weight by weights={weights!r}; there are {names}")
-    paths = [layer_path(name) for own, (name, _) in zip(chosen, named, strict=True) if own]
+    held, structure = jax.tree.flatten(parameters)
+    chosen = weight_leaves(parameters, weights)
     models = hardware.models("weights")
+    paths = [layer_path(name) for _, name in chosen]
     check_layers(models, {"weights": paths, "features": (), "activations": ()})
-    held = [
-        _hold_one(name, leaf, hardware, draw) if own else leaf
-        for own, (name, leaf) in zip(chosen, named, strict=True)
-    ]
+    for place, name in chosen:
+        held[place] = _hold_one(name, held[place], hardware, draw)
     return jax.tree.unflatten(structure, held)
+
+
+def weight_leaves(parameters: Any, weights: str = "") -> list[tuple[int, str]]:
+    """Which leaves of a tree are weights: place among all leaves, and path.
+
+    Of linen variables only those of the collection `params` are looked at.
+
+    Args:
+        parameters: a tree of arrays.
+        weights: as for `hold`.
+
+    Raises:
+        ValueError: no leaf is a weight.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(parameters)
+    paths = [path_name(path) for path, _ in leaves]
+    prefix = "params/" if any(path.startswith("params/") for path in paths) else ""
+    named = [
+        (place, path.removeprefix(prefix), leaf)
+        for place, (path, (_, leaf)) in enumerate(zip(paths, leaves, strict=True))
+        if path.startswith(prefix)
+    ]
+    chosen = [(place, name) for place, name, leaf in named if _is_weight(name, leaf, weights)]
+    if not chosen:
+        names = ", ".join(name for _, name, _ in named)
+        raise ValueError(f"no parameter is a weight by weights={weights!r}; there are {names}")
+    return chosen
 
 
 def _is_weight(name: str, leaf: Any, patterns: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held, Observe, Observed, own_length
@@ -12,6 +13,12 @@ from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import CLEAN, SITES, Draw, Hardware, Kind, Maps
 from ftnas_jax.space import Architecture
 from ftnas_jax.supernet import Network
+
+
+def _array(leaf: Any) -> Any:
+    """Zeros where only a shape is given."""
+    shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jnp.zeros(leaf.shape, leaf.dtype) if shape else leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +73,7 @@ class NetworkOnHardware:
             del held
             found.append(tensor)
 
+        args, kwargs = jax.tree.map(_array, (args, kwargs))
         jax.eval_shape(lambda own: self.observed(note, own, *args, **kwargs)[0], variables)
         return Sites(tuple(found))
 

@@ -1,0 +1,1 @@
+"""Monte-Carlo campaigns: the accuracy of a network on many faulty chips."""

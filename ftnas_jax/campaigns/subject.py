@@ -1,0 +1,129 @@
+"""A trained network under test: its model on hardware, as one pure function of arrays."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ftnas_jax.faults import FaultModel
+from ftnas_jax.graph.model import NNXOnHardware, on_hardware
+from ftnas_jax.graph.sites import Sites
+from ftnas_jax.nn.hardware import Draw, Hardware
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A network and its variables.
+
+    Attributes:
+        name: in tables and pictures.
+        chip: from `on_hardware`; which faults its hardware has does not matter.
+        variables: arrays of the model, weights among them; of an nnx module its state.
+        arguments: of a call of the model, behind the images.
+        keywords: of a call of the model.
+    """
+
+    name: str
+    chip: Any
+    variables: Any
+    arguments: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def hardware(self) -> Hardware:
+        """Number formats, and faults that a campaign replaces by its own."""
+        return self.chip.hardware
+
+    def on(self, faults: tuple[FaultModel, ...]) -> Any:
+        """The chip with these faults, whose rates may be traced."""
+        own = dataclasses.replace(self.hardware, faults=faults)
+        return self.chip.with_hardware(own)
+
+    def sites(self, images: Any, faults: tuple[FaultModel, ...]) -> Sites:
+        """What may fail in a call with images, or with arrays of their shape."""
+        chip = self.on(faults)
+        given = () if isinstance(chip, NNXOnHardware) else (self.variables,)
+        return chip.sites(*given, images, *self.arguments, **self.keywords)
+
+    def classes(
+        self, variables: Any, faults: tuple[FaultModel, ...], images: jax.Array, draw: Draw
+    ) -> jax.Array:
+        """The class with the largest logit for images [B, ...], int32 [B].
+
+        Raises:
+            ValueError: the model does not return logits [B, classes].
+        """
+        chip, args = self.on(faults), (variables, images, *self.arguments)
+        if isinstance(chip, NNXOnHardware):
+            model = nnx.merge(nnx.graphdef(self.chip.model), variables)
+            chip, args = dataclasses.replace(chip, model=model), args[1:]
+        outputs = chip.observed(None, *args, draw=draw, **self.keywords)[0]
+        # An nnx model's state comes with what it returns.
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise ValueError(
+                f"{self.name} returns {logits.shape} for {len(images)} images; a campaign takes a "
+                "model that returns logits [images, classes]"
+            )
+        return logits.argmax(-1).astype("int32")
+
+    def on_chip(self, variables: Any, shared: Any, fault: jax.Array, images, first) -> jax.Array:
+        """A `ftnas_jax.campaigns.trials.Predict` on the chip of a number.
+
+        `shared` is (faults, data of the campaign's key, whether faults act).
+        """
+        faults, key, faulty = shared
+        chip = jax.random.fold_in(jax.random.wrap_key_data(key), fault[0])
+        return self.classes(variables, faults, images, Draw(chip, faulty, first))
+
+    def sha256(self) -> str:
+        """A digest of all that its predictions depend on, but for its code."""
+        own = (self.hardware.weights, self.hardware.features, self.arguments, dict(self.keywords))
+        digest = hashlib.sha256(repr(own).encode())
+        lengths = getattr(self.chip, "lengths", {})
+        digest.update(repr(jax.tree.map(lambda a: np.asarray(a).tolist(), dict(lengths))).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            leaf = np.ascontiguousarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(leaf.tobytes())
+        return digest.hexdigest()
+
+
+def as_subject(
+    model: Any,
+    variables: Any,
+    hardware: Hardware,
+    *,
+    name: str = "network",
+    arguments: tuple[Any, ...] = (),
+    keywords: Mapping[str, Any] | None = None,
+) -> Subject:
+    """A subject from a model, or from one that is on hardware already.
+
+    Args:
+        model: what `on_hardware` takes, or returned; the latter keeps its own number formats and
+            frozen fraction lengths.
+        variables: of a linen module or a function; None for an nnx module, which has its own.
+        hardware: number formats for a model that is not yet on hardware.
+        name: in tables and pictures.
+        arguments: of a call, behind the images.
+        keywords: of a call.
+
+    Raises:
+        ValueError: there are no variables, or some for an nnx module.
+    """
+    chip = model if hasattr(model, "with_hardware") else on_hardware(model, hardware)
+    module = isinstance(chip, NNXOnHardware)
+    if module != (variables is None):
+        raise ValueError(
+            f"{name}: an nnx module has its own variables, give None"
+            if module
+            else f"{name}: a model that is no nnx module needs its variables"
+        )
+    state = nnx.state(chip.model) if module else variables
+    known = jax.tree.map(np.asarray, jax.device_get(state))
+    return Subject(name, chip, known, arguments, dict(keywords or {}))

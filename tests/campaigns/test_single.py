@@ -1,0 +1,113 @@
+"""Single faults against a NumPy loop that flips every bit there is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+import ftnas_jax as ft
+from ftnas_jax.campaigns.single import draw_distinct
+
+KEY = 5
+
+
+def _flipped(w: np.ndarray, place: int, bit: int) -> np.ndarray:
+    """w as 8-bit two's complement codes at its fraction length, one bit flipped (float64)."""
+    # Largest l with no overflow: round(w 2^l) within -128..127.
+    fitting = (
+        n for n in range(-20, 30) if not ((w * 2.0**n < -128.5) | (w * 2.0**n >= 127.5)).any()
+    )
+    length = max(fitting)
+    codes = np.rint(w.astype(np.float64) * 2.0**length).astype(np.int64).ravel()
+    byte = np.uint8(codes[place] & 0xFF) ^ np.uint8(1 << bit)
+    codes[place] = np.int64(byte.view(np.int8))
+    return (codes * 2.0**-length).reshape(w.shape)
+
+
+@jax.jit
+def _logits(w: jax.Array) -> jax.Array:
+    """Logits by features of 8 bits and these weights."""
+    chip = ft.on_hardware(small.linear, ft.Hardware(weights=None))
+    return chip({"w": w}, jnp.asarray(small.data()[0]))
+
+
+def _classes(w: np.ndarray) -> np.ndarray:
+    return np.argmax(np.asarray(_logits(w.astype(np.float32))), -1)
+
+
+@pytest.fixture(scope="module")
+def brute() -> np.ndarray:
+    """Images whose class changes, for every weight and bit: int [weights, 8]."""
+    w = small.parameters()["w"]
+    held = _flipped(w, 0, 0)
+    held.ravel()[0] = _flipped(_flipped(w, 0, 0), 0, 0).ravel()[0]  # flipped back: all codes sound
+    sound = _classes(held)
+    return np.array(
+        [[(_classes(_flipped(w, i, b)) != sound).sum() for b in range(8)] for i in range(w.size)]
+    )
+
+
+def _table(**options):
+    return ft.single_faults(
+        small.linear, small.parameters(), small.data(), key=jax.random.key(KEY), **options
+    )
+
+
+def test_a_sample_of_everything_counts_what_a_loop_counts(brute):
+    table = _table(by=("bit",), margin=1e-4)
+    for bit, row in enumerate(table.rows):
+        assert (row.drawn, row.stratum.population) == (48, 48)
+        assert row.critical == (brute[:, bit] > 0).sum()
+        assert row.share.low == row.share.estimate == row.share.high
+        assert row.changed == pytest.approx(brute[:, bit].mean() / small.IMAGES)
+    assert table.share.estimate == pytest.approx((brute > 0).mean())
+    assert table.population == brute.size
+
+
+def test_a_tolerance_lets_some_images_change(brute):
+    (row,) = _table(by=(), margin=1e-4, tolerance=0.05).rows
+    assert row.critical == (brute > 0.05 * small.IMAGES).sum()
+
+
+def test_a_sample_has_leveugles_size_and_its_interval_holds_the_truth(brute):
+    table = _table(by=("layer",), margin=0.1)
+    (row,) = table.rows
+    n = brute.size * 1.96**2 / 4 / (0.1**2 * (brute.size - 1) + 1.96**2 / 4)
+    assert row.drawn == int(np.ceil(n))
+    truth = (brute > 0).mean()
+    assert row.share.low <= truth <= row.share.high
+    assert table.share.low <= truth <= table.share.high
+
+
+def test_more_faults_are_added_to_those_that_are_there(tmp_path):
+    _table(by=("bit",), margin=0.2, workdir=tmp_path)
+    first = (tmp_path / "chips.csv").read_text().splitlines()
+    again = _table(by=("bit",), margin=0.2, workdir=tmp_path)
+    assert (tmp_path / "chips.csv").read_text().splitlines() == first
+    finer = _table(by=("bit",), margin=0.1, workdir=tmp_path)
+    assert finer.rows[0].drawn > again.rows[0].drawn
+    assert str(finer) == str(_table(by=("bit",), margin=0.1))
+
+
+@pytest.mark.parametrize("population", [50, 2**22 + 7])
+def test_draws_are_distinct_and_more_of_them_begin_alike(population):
+    few, many = (draw_distinct(population, count, np.random.default_rng(0)) for count in (20, 50))
+    np.testing.assert_array_equal(many[:20], few)
+    assert len(set(many.tolist())) == 50
+    assert 0 <= many.min() <= many.max() < population
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ("chip",)}, "by layer, by bit"),
+        ({"margin": 2.0}, "margin is 2.0"),
+        ({"tolerance": 1.0}, "tolerance is 1.0"),
+        ({"hardware": ft.Hardware(weights=None)}, "need a fixed point format"),
+        ({"weights": "v"}, "no parameter is a weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        _table(**options)
