@@ -24,9 +24,6 @@ from ftnas_jax.errors import InputError
 
 _DEFAULT_COMPILATION_CACHE = "~/.cache/ftnas_jax/xla"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Python file with get_config(); override fields as --config.FIELD=VALUE."
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; a run in it goes on.")
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -44,14 +41,33 @@ _DEVICES = flags.DEFINE_integer(
 
 def run(job: Callable[[dict, str, list[Any]], int]) -> None:
     """Run `job(config, workdir, devices)`, which returns an exit code, from the command line."""
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Python file with get_config(); override fields as --config.FIELD=VALUE."
+    )
+
+    def read_config() -> None:
+        if config.value is None:
+            raise InputError("name a config: --config configs/mibb.py")
+        config.value.keys()  # ml_collections raises only now where it could not read the file
+
+    launch(lambda workdir, there: job(config.value.to_dict(), workdir, there), read_config)
+
+
+def launch(job: Callable[[str, list[Any]], int], check: Callable[[], None] = lambda: None) -> None:
+    """Run `job(workdir, devices)`, which returns an exit code, from the command line.
+
+    Args:
+        job: reads its own flags.
+        check: raises where they are wrong, as soon as they are read.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     _let_ctrl_c_end_at_once()
-    with _one_line_errors():
-        _read_flags(sys.argv)
+    with one_line_errors():
+        _read_flags(sys.argv, check)
         _use_compilation_cache(_COMPILATION_CACHE.value or "")
         devices.make_cpu_devices(_DEVICES.value)
         there = devices.take(_DEVICES.value)
-        code = job(_CONFIG.value.to_dict(), _WORKDIR.value or "", there)
+        code = job(_WORKDIR.value or "", there)
     sys.exit(code)
 
 
@@ -61,13 +77,16 @@ def _let_ctrl_c_end_at_once() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _read_flags(argv: list[str]) -> None:
+def _read_flags(argv: list[str], check: Callable[[], None]) -> None:
     """Parse the command line; every mistake in it is an InputError. --help prints and exits."""
     app.define_help_flags()
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # ml_collections raises only now where it could not read the file
+        if len(rest) > 1:
+            raise InputError(f"cannot read the argument {rest[1]!r}; flags begin with --")
+        check()
+    except InputError:
+        raise
     except OSError as error:
         problem = str(error).rpartition("] ")[2]  # behind "[Errno 2] "
         raise InputError(f"cannot read the config: {problem}") from error
@@ -78,10 +97,6 @@ def _read_flags(argv: list[str]) -> None:
         raise InputError(problem) from error
     except (flags.Error, TypeError, SyntaxError, ImportError, ValueError) as error:
         raise InputError(_first_line(error)) from error
-    if len(rest) > 1:
-        raise InputError(f"cannot read the argument {rest[1]!r}; flags begin with --")
-    if _CONFIG.value is None:
-        raise InputError("name a config: --config configs/mibb.py")
     if not _WORKDIR.value:
         raise InputError("name a run directory: --workdir runs/NAME")
 
@@ -96,7 +111,7 @@ def _use_compilation_cache(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Bad input and a failing disk end in one line on stderr; bugs show all they have."""
     try:
         yield

@@ -30,6 +30,8 @@ def search_config(config: Mapping[str, Any], dataset: Dataset | None = None) -> 
     check_fields(config, search_defaults.get_config().to_dict())
     _check_job(config)
     platform = hardware(config)
+    if not platform.faults:
+        raise InputError("faults is empty; name at least one model, as in mibb:p_m=1e-4")
     if any(isinstance(model, DefectMap) for model in platform.faults):
         raise InputError(
             "faults: a defect_map is that of one chip with one architecture; search under stuck_at"
@@ -59,8 +61,6 @@ def hardware(config: Mapping[str, Any]) -> Hardware:
     encoding = quantization["weight_encoding"]
     with as_input_error():
         faults = parse(config["faults"])
-    if not faults:
-        raise InputError("faults is empty; name at least one model, as in mibb:p_m=1e-4")
     if any(model.crossbar for model in faults) and encoding != "sign_magnitude":
         raise InputError(
             f"faults: {config['faults']!r} are of crossbars that hold signs apart; "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from experiments.durations import duration
 from ftnas_jax import machine, plots
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Scores, Search
@@ -50,7 +51,7 @@ def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[
     rewards = {group: values for group, values in rewards.items() if len(values)}
     plots.save_figure(plots.draw_candidates(rewards), path / "candidates")
     seconds = _seconds(path / "timing.jsonl")
-    time = f"{_duration(seconds)} of training on {machine.describe(job.mesh.devices)}"
+    time = f"{duration(seconds)} of training on {machine.describe(job.mesh.devices)}"
     text = _readme(path, config, settings, candidates, ranked, history, time)
     run.write_text("README.md", text)
 
@@ -206,11 +207,3 @@ _FILES = [
     "| tensorboard/ | the metrics, as events |",
     "| checkpoints/ | the newest states |",
 ]
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,4 +1,4 @@
-"""The course of a search, and samples of candidates side by side."""
+"""The course of a search or a training, and samples of candidates side by side."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +41,41 @@ def draw_search(history: Sequence[Mapping[str, Any]]) -> Figure:
         ),
         ("Entropy of the controller (nats)", {"": ("controller/entropy", GREEN, "-")}),
     )
+    return _draw_panels(history, panels)
+
+
+def draw_training(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, and accuracies on training and on test images, by epoch.
+
+    Args:
+        history: rows of a training's metrics.jsonl. A row without `epoch` is left out, and so is a
+            series that no row has.
+    """
+    panels = (
+        (
+            "Loss",
+            {
+                "faulty": ("train/loss_faulty", VERMILLION, "--"),
+                "weighted": ("train/loss", INK, "-"),
+                "clean": ("train/loss_clean", BLUE, "-"),
+            },
+        ),
+        *(
+            (
+                title,
+                {
+                    "clean": (f"{part}/accuracy_clean", BLUE, "-"),
+                    "faulty": (f"{part}/accuracy_faulty", VERMILLION, "--"),
+                },
+            )
+            for title, part in (("Accuracy while training", "train"), ("Test accuracy", "test"))
+        ),
+    )
+    return _draw_panels(history, panels)
+
+
+def _draw_panels(history, panels) -> Figure:
+    """Panels side by side: a title, and series as {label: (key, colour, line)}."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3.3), layout="constrained")
         for axes, (title, series) in zip(figure.subplots(1, len(panels)), panels, strict=True):

@@ -1,0 +1,74 @@
+"""From a training's config to the network and the typed config, every mistake in one line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from configs import train_defaults
+from experiments.configuration import check_fields, hardware
+from ftnas_jax import models
+from ftnas_jax.errors import InputError, as_input_error
+from ftnas_jax.models.cells import read_genotype
+from ftnas_jax.training_config import TrainingConfig
+
+_FILE = "genotype"
+"""The name of networks whose genotype is in a file, as in `genotype:FILE,channels=20`."""
+
+
+def training_config(config: Mapping[str, Any]) -> TrainingConfig:
+    """The training that a config describes, but for its network.
+
+    Args:
+        config: nested fields as in `configs/train_defaults.py`.
+
+    Raises:
+        InputError: names the field that is wrong.
+    """
+    check_fields(config, train_defaults.get_config().to_dict())
+    if config["data"]["size"] < 0:
+        raise InputError(f"data.size is {config['data']['size']}; it counts pixels, 0 for native")
+    if not config["checkpoint_minutes"] > 0:
+        raise InputError(f"checkpoint_minutes is {config['checkpoint_minutes']}, not above 0")
+    platform = hardware(config)
+    names = ("seed", "epochs", "batch_size", "curriculum_epochs", "test_every")
+    with as_input_error():
+        return TrainingConfig(
+            hardware=platform,
+            **{name: config[name] for name in names},
+            **config["weights"],
+            **config["augment"],
+        )
+
+
+def network(config: Mapping[str, Any], num_classes: int, genotype: Path | None = None) -> nn.Module:
+    """The network that a config names.
+
+    Args:
+        config: has the field `network`.
+        num_classes: of the data.
+        genotype: a file to read in place of the one that the field names, if it names any.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    kind, _, rest = config["network"].partition(":")
+    text = config["network"]
+    if genotype is not None and kind.strip() == _FILE:
+        text = ":".join((_FILE, ",".join((str(genotype), *rest.split(",")[1:]))))
+    with as_input_error():
+        return models.by_name(text, num_classes)
+
+
+def genotype(config: Mapping[str, Any]) -> str | None:
+    """What is in the file that the field `network` names; None where it names none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    kind, _, rest = config["network"].partition(":")
+    if kind.strip() != _FILE:
+        return None
+    with as_input_error():
+        return read_genotype(rest.split(",")[0].strip())

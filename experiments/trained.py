@@ -1,0 +1,161 @@
+"""A network that `experiments.train` has trained, for whoever evaluates it."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.prepare import load_data
+from experiments.train_configuration import network, training_config
+from ftnas_jax.augment import normalize
+from ftnas_jax.checkpoints import Checkpoints
+from ftnas_jax.data import Dataset
+from ftnas_jax.errors import InputError, as_input_error
+from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.run import read_json
+from ftnas_jax.training import TrainingState, state_shapes
+from ftnas_jax.training_config import TrainingConfig
+
+JOB = "training"
+"""What its run directories are of."""
+
+CONFIG, DATA, GENOTYPE = "config.json", "data.json", "genotype.json"
+"""Files of a run directory: its settings, `facts` of its data, and the genotype of its network
+where that was read from a file."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        name: of its run directory.
+        path: of its run directory.
+        config: nested fields as in `configs/train_defaults.py`.
+        model: a linen module: images [B, H, W, C], normalized → logits [B, classes].
+        variables: arrays of the model: `params` and `batch_stats`.
+        hardware: number formats, and faults of the training.
+        mean: float32 [C] of the training pixels, in [0, 1] units: images are normalized with it.
+        std: float32 [C], likewise.
+        data_sha256: digest of the training images and labels.
+        epochs: how many are done.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    model: nn.Module
+    variables: Mapping[str, Any]
+    hardware: Hardware
+    mean: np.ndarray
+    std: np.ndarray
+    data_sha256: str
+    epochs: int
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data set."""
+        return self.config["data"]["name"]
+
+    @property
+    def description(self) -> str:
+        """What was trained, and how, in a line."""
+        faults, alpha = self.config["faults"], self.config["weights"]["alpha_l"]
+        under = f"under `{faults}` with alpha_l = {alpha:g}" if alpha else "without faults"
+        epochs = f"{self.epochs} of {self.config['epochs']} epochs"
+        return f"`{self.config['network']}` after {epochs} on {self.data_name} {under}"
+
+    def test_set(self, data_dir: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Normalized test images float32 [N, H, W, C], and their labels int32 [N].
+
+        Args:
+            data_dir: of the data set; by default that of the training.
+
+        Raises:
+            InputError: the data cannot be had, or are others than those of the training.
+        """
+        fields = self.config["data"] | ({"data_dir": data_dir} if data_dir else {})
+        dataset = load_data(fields)
+        if dataset.sha256() != self.data_sha256:
+            raise InputError(f"{self.data_name} is no longer what {self.path} was trained on")
+        images = normalize(*map(jnp.asarray, (dataset.test_images, self.mean, self.std)))
+        return np.asarray(images), dataset.test_labels
+
+
+def facts(dataset: Dataset) -> dict[str, Any]:
+    """What a run directory keeps of its data."""
+    mean, std = dataset.mean_std()
+    return {
+        "name": dataset.name,
+        "sha256": dataset.sha256(),
+        "images": len(dataset.images),
+        "image_shape": list(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+
+
+def load(run_directory: str | os.PathLike) -> Trained:
+    """The network of a training's newest whole checkpoint; a warning says if it is unfinished.
+
+    Raises:
+        InputError: in one line, where there is no such directory, no training or no checkpoint in
+            it, or all checkpoints are damaged.
+    """
+    path = Path(run_directory).expanduser().absolute()
+    config = _config(path)
+    data = read_json(path / DATA)
+    if data is None:
+        raise InputError(f"the training in {path} has no checkpoint yet: let it train first")
+    settings = training_config(config)
+    genotype = path / GENOTYPE
+    model = network(config, data["num_classes"], genotype if genotype.exists() else None)
+    state = _state(path, settings, model, tuple(data["image_shape"]))
+    epochs = int(state.steps) // (data["images"] // settings.batch_size)
+    if epochs < settings.epochs:
+        logger.warning("%s: %d of %d epochs are done", path, epochs, settings.epochs)
+    return Trained(
+        name=path.name,
+        path=path,
+        config=config,
+        model=model,
+        variables=state.variables,
+        hardware=settings.hardware,
+        mean=np.asarray(data["mean"], np.float32),
+        std=np.asarray(data["std"], np.float32),
+        data_sha256=data["sha256"],
+        epochs=epochs,
+    )
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    """The settings of the training in a directory."""
+    if not path.is_dir():
+        raise InputError(f"there is no directory {path}; name the --workdir of a training")
+    stored = read_json(path / CONFIG)
+    job = stored.get("job") if isinstance(stored, Mapping) else None
+    if job != JOB:
+        what = f"a {job}" if job else "no run"
+        raise InputError(f"{path} holds {what}; name the --workdir of a training")
+    return stored["config"]
+
+
+def _state(path: Path, settings: TrainingConfig, model: nn.Module, shape) -> TrainingState:
+    checkpoints = Checkpoints(path / "checkpoints")
+    try:
+        with as_input_error():
+            restored = checkpoints.restore(state_shapes(settings, model, shape))
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise InputError(f"the training in {path} has no checkpoint yet: let it train first")
+    return restored.state
