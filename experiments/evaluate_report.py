@@ -1,0 +1,210 @@
+"""What a campaign leaves behind for its reader: summary.csv, pictures, README.md."""
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.durations import duration
+from experiments.trained import Trained
+from ftnas_jax import machine, plots
+from ftnas_jax.campaigns.campaign import Position
+from ftnas_jax.campaigns.outcome import Outcome, Report
+from ftnas_jax.campaigns.settings import Settings
+from ftnas_jax.campaigns.single import SingleFaultTable
+
+
+def expectation(position: Position) -> str:
+    """What the first chips of a network at a point say of the rest, in one line."""
+    accuracy, chips = position.outcome.accuracy, position.chips
+    more = position.expected - chips
+    rest = f"about {position.expected} chips in all" if more > 0 else "that is enough"
+    left = "" if not position.seconds else f", {duration(position.seconds)} left for everything"
+    return (
+        f"{position.network} under {position.point.label}: {accuracy.estimate:.1%} ± "
+        f"{100 * accuracy.half_width:.2f} after {chips} chips; {rest}{left}"
+    )
+
+
+def plan(positions: Sequence[Position]) -> str:
+    """What a whole campaign would take, after its first chips."""
+    lines = [
+        f"{p.network} under {p.point.label}: about {p.expected} chips "
+        f"({p.chips} are there, standard deviation {100 * p.outcome.deviation:.2f} points)"
+        for p in positions
+    ]
+    seconds = positions[-1].seconds if positions else None
+    chips = sum(max(p.expected, p.chips) for p in positions)
+    left = f", {duration(seconds)} to go" if seconds else ""
+    return "\n".join([*lines, f"in all about {chips} chips{left}"])
+
+
+def write(
+    workdir: str,
+    settings: Settings,
+    found: Report | SingleFaultTable,
+    runs: Sequence[Trained],
+    devices: Sequence[Any],
+) -> None:
+    """Write summary.csv, differences.csv, the pictures and README.md of a campaign."""
+    folder = Path(workdir)
+    found.write_csv(folder)
+    if isinstance(found, Report):
+        text = _readme(folder, settings, found, runs, devices, _draw(found, folder))
+    else:
+        text = _single_readme(found, runs, devices)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _draw(report: Report, folder: Path) -> str:
+    """Draw what there is to draw; the picture for the README."""
+    points: list[Any] = [outcome.point for outcome in report.outcomes]
+    plots.save_figure(plots.draw_chips(report), folder / "chips")
+    if any(point.group is not None or point.bit is not None for point in points):
+        plots.save_figure(plots.draw_sensitivity(report), folder / "sensitivity")
+        return "![What each group costs](sensitivity.png)"
+    if any(point.rate is not None or point.time is not None for point in points):
+        plots.save_figure(plots.draw_curves(report), folder / "curves")
+        return "![Accuracy under faults](curves.png)"
+    return "![Every chip](chips.png)"
+
+
+def _single_readme(table: SingleFaultTable, runs, devices: Sequence[Any]) -> str:
+    lines = [
+        f"# Single faults of {runs[0].name}",
+        "",
+        *_command(runs, devices),
+        "",
+        "```",
+        str(table),
+        "```",
+        "",
+        "Every fault flips one bit of one weight. It is critical if it changes the class of more "
+        "images than is allowed. Intervals of strata are exact, by the hypergeometric "
+        "distribution; that of the whole weighs the strata by their size.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _readme(
+    folder: Path, settings: Settings, report: Report, runs, devices: Sequence[Any], picture: str
+) -> str:
+    differences = report.differences()
+    return "\n".join(
+        [
+            f"# Campaign {folder.name}",
+            "",
+            *_what_it_was(settings, report, runs, devices),
+            "",
+            "## Accuracy",
+            "",
+            *_accuracies(report.outcomes),
+            "",
+            picture,
+            "",
+            *(["## On the same chips", "", *_differences(differences), ""] if differences else []),
+            *_FILES,
+            "",
+        ]
+    )
+
+
+def _what_it_was(settings: Settings, report: Report, runs: Sequence[Trained], devices) -> list[str]:
+    images = report.outcomes[0].images
+    wanted = (
+        f"{settings.chips} chips at every point"
+        if settings.margin is None
+        else f"chips until the interval is within ± {100 * settings.margin:g} points, looked at "
+        f"after {settings.min_chips} chips and ever more up to {settings.chips}; intervals allow "
+        "for having looked"
+    )
+    return [
+        *_command(runs, devices),
+        *(f"- faults: `{text}`" for text in _faults(report)),
+        f"- {images} test images of {runs[0].data_name}; {wanted}",
+    ]
+
+
+def _faults(report: Report) -> list[str]:
+    """Texts of the points, of each sweep the first."""
+    first: dict[tuple[str, ...], str] = {}
+    for outcome in report.outcomes:
+        first.setdefault(tuple(m.name for m in outcome.point.faults), outcome.point.text)
+    return list(first.values())
+
+
+def _command(runs: Sequence[Trained], devices: Sequence[Any]) -> list[str]:
+    return [
+        "```",
+        f"python -m experiments.evaluate {shlex.join(sys.argv[1:])}",
+        "```",
+        "",
+        *(f"- network: {run.name}, {run.description}" for run in runs),
+        f"- machine: {machine.describe(devices)}",
+    ]
+
+
+def _accuracies(outcomes: Sequence[Outcome]) -> list[str]:
+    level = f"{outcomes[0].level:.0%}".replace("%", " %")
+    lines = [
+        "| network | faults | chips | clean | accuracy | interval | ± images | deviation "
+        "| worst 5 % | interval | SDC rate |",
+        "|---" * 11 + "|",
+    ]
+    for outcome in outcomes:
+        accuracy, worst = outcome.accuracy, outcome.worst(0.05)
+        cells = (
+            outcome.network,
+            outcome.point.label,
+            len(outcome.chips),
+            _percent(outcome.clean),
+            _percent(accuracy.estimate),
+            f"{_percent(accuracy.low)} to {_percent(accuracy.high)}",
+            _percent(outcome.image_error),
+            _percent(outcome.deviation),
+            _percent(worst.estimate),
+            f"{_percent(worst.low)} to {_percent(worst.high)}",
+            _percent(outcome.sdc_rate.estimate),
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return [
+        *lines,
+        "",
+        f"In percent. Intervals at {level}: of the mean, Student's t over chips; of the accuracy "
+        "that the worst 5 % of chips do not exceed, by order statistics. ± images: what having "
+        "these test images and no others adds, as a standard error; more chips do not lessen it. "
+        "SDC rate: images whose class is another than without faults.",
+    ]
+
+
+def _differences(differences) -> list[str]:
+    lines = ["| networks | faults | chips | difference | interval | ± images |", "|---" * 6 + "|"]
+    lines += [
+        f"| {' - '.join(d.networks)} | {d.point.label} | {d.chips} "
+        f"| {_percent(d.accuracy.estimate)} "
+        f"| {_percent(d.accuracy.low)} to {_percent(d.accuracy.high)} "
+        f"| {_percent(d.image_error)} |"
+        for d in differences
+    ]
+    return [*lines, "", "In points of accuracy, chip by chip."]
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+_FILES = [
+    "## Files",
+    "",
+    "| file | what is in it |",
+    "|---|---|",
+    "| summary.csv | a row for each network and point: mean, intervals, worst chips, SDC rate |",
+    "| differences.csv | of several networks, each against the first, chip by chip |",
+    "| chips.csv | a row for each network, point and chip |",
+    "| rights.bin | for each row of chips.csv a bit for each image, whether its class was right |",
+    "| chips.png, curves.png | every chip; accuracy over the rate or time |",
+    "| config.json, networks.json | what it takes to go on |",
+]
