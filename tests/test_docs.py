@@ -1,4 +1,4 @@
-"""The page on fault models: its code runs, and what it names is there."""
+"""The pages on fault models and campaigns: their code runs, and what they name is there."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,14 @@ from ftnas_jax.faults import MODELS, parse
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "faults.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+CAMPAIGNS = (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8")
+
+
+def _blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = _blocks(TEXT)
 
 
 def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
@@ -25,6 +32,18 @@ def test_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert "ignore='mask'" in said
     written = {file.name for file in tmp_path.iterdir()}
     assert written >= {"chip.csv", "lengths.json", "exposure.csv", "exposure.png"}
+
+
+def test_blocks_on_campaigns_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space = {"__name__": "campaigns_md"}
+    for number, block in enumerate(_blocks(CAMPAIGNS)):
+        exec(compile(block, f"docs/campaigns.md, block {number}", "exec"), space)
+    said = capsys.readouterr().out
+    assert re.search(r"clean [\d.]+ % \| faulty [\d.]+ % ± [\d.]+ \(95 %, \d+ chips\)", said)
+    assert "critical in all:" in said
+    written = {file.name for file in tmp_path.iterdir()}
+    assert written >= {"sensitivity.png", "lifetime.png"}
 
 
 def test_numbers_in_comments_are_what_is_printed(tmp_path, monkeypatch, capsys):
@@ -46,12 +65,12 @@ def test_every_model_is_described_and_every_text_is_read():
         assert re.search(rf"^### .*\b{name}\b", TEXT, re.MULTILINE), name
     rows = TEXT.partition("## Table 3")[2].partition("## ")[0]
     texts = [text for text in re.findall(r"`([a-z_]+:[^`]*)`", rows) if "defect_map" not in text]
-    assert len(texts) == 13
+    assert len(texts) == 14
     assert {parse(text)[0].name for text in texts} == set(MODELS) - {"defect_map"}
 
 
 def test_files_that_the_page_names_are_there():
-    for name in re.findall(r"`(tests/[\w/.]+)`", TEXT):
+    for name in re.findall(r"`(tests/[\w/.]+)`", TEXT + CAMPAIGNS):
         assert (ROOT / name).is_file(), name
     pictures = set(re.findall(r"\]\(pictures/(\w+)\.png\)", TEXT))
     assert pictures == {file.stem for file in (ROOT / "docs" / "pictures").iterdir()}
