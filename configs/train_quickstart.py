@@ -2,7 +2,8 @@
 
     python -m experiments.train --config configs/train_quickstart.py --workdir runs/train-quickstart
 
-The data set comes with scikit-learn: 8x8 handwritten digits, scaled up.
+The data set comes with scikit-learn: 8x8 handwritten digits, scaled up. It took 2 min 30 s on two
+cores of an AMD EPYC beside other work, compilation included.
 """
 
 from ml_collections import ConfigDict

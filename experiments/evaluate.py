@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
     large_pages.restart()  # before the other imports, which would all be made again
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,10 @@ from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.single import SingleFaults
 from ftnas_jax.campaigns.subject import as_subject
 from ftnas_jax.errors import InputError, as_input_error
+from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.loop import Progress, Terminator, attentive
+from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.processes import is_first
 
 _RUN = flags.DEFINE_multi_string("run", [], "Run directory of a training; several are compared.")
 _FAULTS = flags.DEFINE_multi_string(
@@ -67,6 +71,12 @@ _SINGLE = flags.DEFINE_bool(
 _TOLERANCE = flags.DEFINE_float(
     "tolerance", 0.0, "Of single faults: percent of the images that one may change uncritically."
 )
+_ENCODING = flags.DEFINE_enum(
+    "weight_encoding",
+    None,
+    ["twos_complement", "sign_magnitude"],
+    "Of weights; by default that of the training. Faults of crossbars need sign_magnitude.",
+)
 _PLAN = flags.DEFINE_bool("plan", False, "Only the first chips, and what the rest would take.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of the first of several processes."
@@ -89,7 +99,7 @@ def evaluate(workdir: str, devices: list[Any]) -> int:
                 progress.log(evaluate_report.plan(attentive(job.pilot, asked, display)))
                 return stop.exit_code
             found = attentive(job.run, asked, display)
-            if not stop.requested and jax.process_index() == 0:
+            if not stop.requested and is_first():
                 found = job.table() if isinstance(job, SingleFaults) else found
                 evaluate_report.write(workdir, job.settings, found, runs, devices)
                 progress.log(f"\n{found}\n\nresults: {workdir}/README.md")
@@ -104,7 +114,7 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         "run": Run(_CHUNK.value or None, there, _MEMORY.value * 2**30 or None),
         "workdir": workdir,
     }
-    subjects = [as_subject(run.model, run.variables, run.hardware, name=run.name) for run in runs]
+    subjects = [as_subject(run.model, run.variables, _hardware(run), name=run.name) for run in runs]
     if _SINGLE.value:
         margin, tolerance = _MARGIN.value / 100 or 0.05, _TOLERANCE.value / 100
         strata: Any = _BY.value
@@ -121,7 +131,16 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
     return Campaign(subjects, test_set, visited, key, _settings(), **options)
 
 
-def _check_flags() -> None:
+def _hardware(run: trained.Trained) -> Hardware:
+    """Number formats of a network; its faults are replaced by those of the campaign."""
+    weights = run.hardware.weights
+    encoding: Any = _ENCODING.value
+    if weights is not None and encoding:
+        weights = FixedPoint(weights.bits, encoding)
+    return dataclasses.replace(run.hardware, weights=weights, faults=())
+
+
+def check_flags() -> None:
     """What can be said before anything is loaded."""
     if not _RUN.value:
         raise InputError("name a trained network: --run runs/NAME")
@@ -205,4 +224,4 @@ class _Display:
 
 
 if __name__ == "__main__":
-    cli.launch(evaluate, _check_flags)
+    cli.launch(evaluate, check_flags)

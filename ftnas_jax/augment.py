@@ -13,6 +13,21 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     return (scaled - mean[None, None, None]) / jnp.maximum(std, 1e-6)[None, None, None]
 
 
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    mean: jax.Array,
+    std: jax.Array,
+    *,
+    crop_padding: int,
+    flip: bool,
+) -> jax.Array:
+    """Normalized images, cropped at random and, where `flip` says so, mirrored. Consumes `key`."""
+    crop_key, flip_key = jax.random.split(key)
+    x = random_crop(crop_key, normalize(images, mean, std), crop_padding)
+    return random_flip(flip_key, x) if flip else x
+
+
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """Each image shifted by its own offset in ±padding, zeros moving in. Consumes `key`."""
     if padding == 0:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftnas_jax.augment import normalize, random_crop, random_flip
+from ftnas_jax.augment import augment, normalize
 from ftnas_jax.controller import Controller, ControllerState
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_config import SearchConfig
@@ -389,10 +389,10 @@ class Search:
         return images[rows], labels[rows]
 
     def _augment(self, key, images, data: SearchData):
-        crop_key, flip_key = jax.random.split(key)
-        x = normalize(images, data.mean, data.std)
-        x = random_crop(crop_key, x, self.config.crop_padding)
-        return random_flip(flip_key, x) if self.config.flip else x
+        config = self.config
+        return augment(
+            *(key, images, data.mean, data.std), crop_padding=config.crop_padding, flip=config.flip
+        )
 
 
 def make_mesh(config: SearchConfig, devices: Sequence[Any] | None = None) -> SearchMesh:

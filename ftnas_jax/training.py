@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftnas_jax.augment import normalize, random_crop, random_flip
+from ftnas_jax.augment import augment, normalize
 from ftnas_jax.graph.model import on_hardware
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_mesh import SearchMesh
@@ -263,10 +263,10 @@ class Training:
         return TrainingState(params, batch_stats, opt_state, _add(state.totals, metrics))
 
     def _augment(self, key: jax.Array, images: jax.Array, data: TrainingData) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
-        x = normalize(images, data.mean, data.std)
-        x = random_crop(crop_key, x, self.config.crop_padding)
-        return random_flip(flip_key, x) if self.config.flip else x
+        config = self.config
+        return augment(
+            *(key, images, data.mean, data.std), crop_padding=config.crop_padding, flip=config.flip
+        )
 
     def _chip(self, scale: jax.Array | None) -> Any:
         """The model on hardware whose faults have rates times `scale`."""

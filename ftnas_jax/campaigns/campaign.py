@@ -28,6 +28,7 @@ from ftnas_jax.campaigns.subject import Subject, as_subject
 from ftnas_jax.campaigns.trials import Predict, Trials, batches
 from ftnas_jax.faults import FaultModel
 from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.processes import agree, is_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Campaign:
         """
         for subject in self.subjects:
             for point in self.points:
-                while not stop() and not self._verdict(subject, point).enough:
+                while not agree(stop()) and not self._verdict(subject, point).enough:
                     self._advance(subject, point, self._verdict(subject, point).chips, stop, watch)
         return self.report()
 
@@ -162,13 +163,17 @@ class Campaign:
             self._position(s, p) for s in self.subjects for p in self.points if self._chips(s, p)
         ]
 
-    def speed(self) -> Speed:
-        """Draw two more chips of the first network at the first point: how long it took."""
-        subject, point = self.subjects[0], self.points[0]
-        there = len(self._chips(subject, point))
-        self._advance(subject, point, there + 2, lambda: False, lambda position: None)
-        trials, _ = self._prepared(subject, point)
-        return Speed(self._speed[subject.name], trials.compile_seconds)
+    def speed(self) -> Speed | None:
+        """Draw the next one or two chips: how long it took. None where nothing is left to draw."""
+        for subject in self.subjects:
+            for point in self.points:
+                there, verdict = len(self._chips(subject, point)), self._verdict(subject, point)
+                if not verdict.enough:
+                    wanted = min(there + 2, verdict.chips)
+                    self._advance(subject, point, wanted, lambda: False, lambda position: None)
+                    trials, _ = self._prepared(subject, point)
+                    return Speed(self._speed[subject.name], trials.compile_seconds)
+        return None
 
     def report(self) -> Report:
         """What is known so far."""
@@ -388,7 +393,7 @@ def compare(
         workdir=workdir,
     ) as job:
         report = job.run()
-        if workdir is not None and jax.process_index() == 0:
+        if workdir is not None and is_first():
             report.write_csv(workdir)
     return report
 

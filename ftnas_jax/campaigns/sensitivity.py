@@ -204,6 +204,7 @@ def sensitivity(
         with campaign(False) as job:
             speed = job.speed()
         # What comes before a group is half of the network on average.
-        own_programs = speed.seconds_a_chip * chips / 2 > speed.compile_seconds
+        saved = 0.0 if speed is None else speed.seconds_a_chip * chips / 2
+        own_programs = speed is not None and saved > speed.compile_seconds
     with campaign(own_programs) as job:
         return job.run()

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
 from ftnas_jax.campaigns.table import ChipTable
 from ftnas_jax.checkpoints import RunError
+from ftnas_jax.processes import is_first, wait
 from ftnas_jax.run import RunDir, read_json
 
 _NETWORKS = "networks.json"
@@ -40,14 +38,14 @@ class Store:
         if workdir is None:
             self.table = ChipTable(images)
             return
-        first = jax.process_index() == 0
+        first = is_first()
         if first:
             self._run = RunDir(workdir, identity, job="campaign")
             self.table = self._opened(Path(workdir), images, True)
-        _together("open")
+        wait("campaign opened")
         if not first:
             self.table = self._opened(Path(workdir), images, False)
-        _together("read")
+        wait("campaign read")
 
     def claim(self, name: str, sha256: str) -> None:
         """Add a network, or refuse another one of the same name.
@@ -91,9 +89,3 @@ class Store:
 
     def _place(self) -> str:
         return "the campaign" if self._run is None else str(self._run.path)
-
-
-def _together(place: str) -> None:
-    """Wait for the other processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"campaign {place}")

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftnas_jax.compiling import compiler_options
 from ftnas_jax.machine import free_memory
+from ftnas_jax.processes import agree, gather
 
 _BLOCKS = "blocks"
 _CAPACITY = 1024
@@ -163,7 +163,7 @@ class Trials:
         whole = whole.reshape(groups, self.chunk, self._width)
         count, place, ready = self.batches.count, 0, []
         while place < groups * count:
-            if stop():
+            if agree(stop()):
                 return
             end = place + self._pace.blocks(groups * count - place, len(self.devices))
             numbers = np.arange(place, end)
@@ -189,16 +189,16 @@ class Trials:
         split = [self._placed(array, self._sharding(_BLOCKS)) for array in laid]
         turns = self._everywhere(np.int32(own))
         shared = self._everywhere(shared)
-        out = self._fetch(self._program(self._variables, self._images, shared, *split, turns))
+        out = gather(self._program(self._variables, self._images, shared, *split, turns))
         found = out.reshape(len(self.devices), _CAPACITY, *out.shape[1:])[:, :own]
-        self._pace.note(own, time.monotonic() - began)
+        self._pace.note(own, agree(time.monotonic() - began))
         return found.reshape(-1, *out.shape[1:])[:count]
 
     # The program
 
     def _compile(self, shared: Any, chunk: int | None, memory: float | None):
         """(chunk, program, bytes that it takes on a device)."""
-        limit = memory or free_memory(self.devices)
+        limit = memory or agree(free_memory(self.devices))
         if chunk is None and self.devices[0].platform == "cpu":
             chunk = 1
         if chunk is not None:
@@ -279,11 +279,6 @@ class Trials:
 
     def _placed(self, array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
-
-    def _fetch(self, out: jax.Array) -> np.ndarray:
-        if jax.process_count() == 1:
-            return np.asarray(out)
-        return np.asarray(multihost_utils.process_allgather(out, tiled=True))
 
 
 class _Pace:

@@ -1,0 +1,207 @@
+"""Campaigns on trained networks, end to end: what they write, what survives, what is refused.
+
+Networks are trained for an epoch on digits, with a model of one layer.
+"""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from configs import train_quickstart
+from experiments import evaluate as experiment
+from experiments import train, trained
+from ftnas_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+FAULTS = "stuck_at:ratio=0.8"
+
+
+def _train(workdir: Path, seed: int) -> Path:
+    config = train_quickstart.get_config()
+    config.network, config.epochs, config.seed = "small_models:Linear", 1, seed
+    config.faults, config.data.size = "stuck_at", 8
+    assert train.train(config.to_dict(), str(workdir), jax.devices()[:2]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> list[str]:
+    """Run directories of two networks."""
+    folder = tmp_path_factory.mktemp("trainings")
+    return [str(_train(folder / name, seed)) for seed, name in enumerate(("first", "second"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flags():
+    flags.FLAGS.mark_as_parsed()
+    yield
+    flags.FLAGS.unparse_flags()
+
+
+def _evaluate(workdir: Path, devices: int = 2, **given) -> int:
+    with flagsaver.flagsaver(**given):
+        experiment.check_flags()
+        return experiment.evaluate(str(workdir), jax.devices()[:devices])
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, str]]:
+    with open(folder / name, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_of_two_networks(tmp_path, networks, capsys):
+    rates = ["0.0", "0.05", "0.3"]
+    assert _evaluate(tmp_path, run=networks, faults=[FAULTS], rates=rates, chips=6) == 0
+    summary = _rows(tmp_path, "summary.csv")
+    assert [(row["network"], row["rate"]) for row in summary] == [
+        (name, rate) for name in ("first", "second") for rate in rates
+    ]
+    assert [int(row["chips"]) for row in summary] == [1, 6, 6] * 2
+    accuracies = [float(row["accuracy"]) for row in summary[:3]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert len(_rows(tmp_path, "chips.csv")) == 26
+    differences = _rows(tmp_path, "differences.csv")
+    assert [(row["network"], row["minus"]) for row in differences] == [("second", "first")] * 3
+    page = (tmp_path / "README.md").read_text()
+    assert "| first | stuck_at 0.05 | 6 |" in page
+    assert "stuck_at:p0=0.04,p1=0.01" not in page  # only the first of a sweep is written out
+    for name in ("curves.png", "curves.svg", "chips.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    assert "results:" in capsys.readouterr().out
+
+
+def test_devices_change_nothing(tmp_path, networks):
+    for devices in (1, 4):
+        folder = tmp_path / str(devices)
+        _evaluate(folder, devices, run=networks[:1], faults=["mibb:p_m=1e-3"], chips=5)
+    for name in ("chips.csv", "rights.bin"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes()
+
+
+def test_a_margin_is_in_points_and_a_plan_says_what_it_takes(tmp_path, networks, capsys):
+    given = {"run": networks[:1], "faults": [FAULTS], "margin": 1.5, "min_chips": 8}
+    assert _evaluate(tmp_path, plan=True, **given) == 0
+    said = capsys.readouterr().out
+    assert "(8 are there, standard deviation" in said
+    assert "in all about" in said
+    assert not (tmp_path / "README.md").exists()
+    assert _evaluate(tmp_path, **given) == 0
+    (row,) = _rows(tmp_path, "summary.csv")
+    half = (float(row["accuracy_high"]) - float(row["accuracy_low"])) / 2
+    assert half <= 0.015
+    assert "chips in all" in capsys.readouterr().out
+
+
+def test_layers_and_bits_and_single_faults(tmp_path, networks):
+    given = {"run": networks[:1], "by": ["layer", "bit"], "chips": 2}
+    assert _evaluate(tmp_path / "by", faults=["bit_flip:rate=0.1"], **given) == 0
+    assert len(_rows(tmp_path / "by", "summary.csv")) == 8
+    assert (tmp_path / "by" / "sensitivity.png").exists()
+    single = {"run": networks[:1], "by": ["bit"], "single_faults": True, "margin": 30.0}
+    assert _evaluate(tmp_path / "single", **single) == 0
+    rows = _rows(tmp_path / "single", "summary.csv")
+    assert [row["bit"] for row in rows] == [*"01234567", ""]
+    assert "critical in all" in (tmp_path / "single" / "README.md").read_text()
+
+
+def test_age_is_swept_as_a_rate_is(tmp_path, networks):
+    given = {"run": networks[:1], "faults": ["stuck_at:p0=0.01,p1=0.002+drift"], "chips": 3}
+    assert _evaluate(tmp_path, times=["1", "30"], **given) == 0
+    assert [row["time"] for row in _rows(tmp_path, "summary.csv")] == ["1.0", "30.0"]
+    assert (tmp_path / "curves.png").exists()
+
+
+def _command(workdir: Path, *arguments: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"),
+        *(f"--compilation_cache={workdir.parent}/programs", *arguments),
+    ]
+
+
+def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, networks):
+    arguments = [f"--run={networks[0]}", f"--faults={FAULTS}", "--chips=60000", "--images=50"]
+    found = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"PYTHONPATH": found, "XLA_FLAGS": ""}
+    options = {"cwd": ROOT, "env": environment}
+    process = subprocess.Popen(_command(tmp_path / "run", *arguments), **options)
+    chips = tmp_path / "run" / "chips.csv"
+    deadline = time.monotonic() + 240
+    while not (chips.exists() and len(chips.read_bytes()) > 1000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 143
+    before = chips.read_bytes()
+    count = len(before.splitlines()) - 1
+    assert 0 < count < 60000
+    more = [a.replace("60000", str(count + 5)) for a in arguments]
+    done = subprocess.run(_command(tmp_path / "run", *more), check=False, **options)
+    assert done.returncode == 0
+    assert chips.read_bytes().startswith(before)
+    assert len(chips.read_bytes().splitlines()) == count + 6
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "name a trained network"),
+        ({"run": ["x"]}, "name the faults"),
+        ({"run": ["/none"], "faults": ["mibb"]}, "/none"),
+        ({"run": ["x"], "faults": ["mibb:p_m=2"]}, r"p_m is 2.0; a rate lies in \[0, 1\]"),
+        ({"run": ["x"], "faults": ["mibb"], "rates": ["1.5"]}, "p_m is 1.5"),
+        ({"run": ["x"], "faults": ["mibb"], "rates": ["a"]}, "--rates is 'a'; give numbers"),
+        ({"run": ["x"], "faults": ["mibb"], "rates": ["nan"]}, "finite"),
+        ({"run": ["x"], "faults": ["mibb"], "times": ["2"]}, "time acts on none"),
+        ({"run": ["x"], "faults": ["mibb"], "margin": 150.0}, "margin is 1.5"),
+        ({"run": ["x"], "faults": ["mibb"], "chips": -3}, "chips is -3"),
+        ({"run": ["x", "y"], "faults": ["mibb"], "by": ["layer"]}, "look at one network"),
+        ({"run": ["x"], "faults": ["mibb"], "by": ["bit"], "rates": ["0.1"]}, "one rate"),
+        ({"run": ["x"], "faults": ["mibb"], "single_faults": True}, "takes no --faults"),
+        ({"run": ["x"], "faults": ["mibb"], "processes": 2}, "go together"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tmp_path, given, message):
+    with pytest.raises(InputError, match=message) as caught:
+        _evaluate(tmp_path / "run", **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_fit_the_network_is_refused(tmp_path, networks):
+    given = {"run": networks[:1], "faults": [FAULTS]}
+    with pytest.raises(InputError, match="there are 360 test images"):
+        _evaluate(tmp_path, images=1000, **given)
+    with pytest.raises(InputError, match=r"GiB of a device.*smaller"):
+        _evaluate(tmp_path, memory=1e-6, **given)
+    assert _evaluate(tmp_path / "run", chips=2, **given) == 0
+    with pytest.raises(InputError, match="key"):
+        _evaluate(tmp_path / "run", chips=2, seed=1, **given)
+    other = tmp_path / "first"
+    shutil.copytree(networks[1], other)
+    with pytest.raises(InputError, match="another network called first"):
+        _evaluate(tmp_path / "run", chips=2, run=[str(other)], faults=[FAULTS])
+    names = [networks[0], str(other)]
+    with pytest.raises(InputError, match="each its own name"):
+        _evaluate(tmp_path / "two", chips=2, run=names, faults=[FAULTS])
+
+
+def test_networks_of_other_data_cannot_be_compared(networks, monkeypatch, tmp_path):
+    load = trained.load
+
+    def other_data(path):
+        found = load(path)
+        return found if path == networks[0] else trained.dataclasses.replace(found, data_sha256="0")
+
+    monkeypatch.setattr(trained, "load", other_data)
+    with pytest.raises(InputError, match="different data"):
+        _evaluate(tmp_path, run=networks, faults=[FAULTS])
