@@ -1,9 +1,9 @@
-"""What a search step costs, and what each part of it, beside a peer measured in the same run.
+"""What a search step and a chip of a fault campaign cost, beside peers measured in the same run.
 
     python -m benchmarks                              # all of it
     python -m benchmarks steps kernels --rounds 24 --json results/benchmarks/cpu.json
 
-The peer is the same search in PyTorch eager, tuned for CPU; on a GPU or TPU, or without PyTorch
+The peer is the same work in PyTorch eager, tuned for CPU; on a GPU or TPU, or without PyTorch
 (`pip install -r requirements-benchmarks.txt`), ours is measured alone.
 """
 
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.campaigns import campaigns
 from benchmarks.host import Host
 from benchmarks.kernels import kernels
 from benchmarks.rows import Row, table, write_json
@@ -42,9 +43,11 @@ SUITES: dict[str, Callable[[int, bool], Iterator[Row]]] = {
     "steps": _steps,
     "kernels": kernels,
     "start": _start,
+    "campaigns": campaigns,
     "growth": _growth,
 }
-"""By name; the paper's size, its layers' kernels, process start to first step, other sizes."""
+"""By name; the paper's size, its layers' kernels, process start to first step, chips of fault
+campaigns, other sizes."""
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Chips of a fault campaign: how many a second, beside the same chips in loops written by hand.
 
-Every side classifies the same images of the same ResNet-18, in the same batches, once for each chip.
-The peers are a loop over a jitted call of the model on hardware, one for each chip and batch, and
-the same loop in PyTorch eager. All of them have compiled before they are timed.
+Every side classifies the same images with the same ResNet-18, in the same batches, once for each
+chip. The peers are a loop over a jitted call of the model on hardware, one for each chip and batch,
+and the same loop in PyTorch eager. All of them have compiled before they are timed.
 """
 
 import contextlib
@@ -200,7 +200,7 @@ def measure_chips(
     work: Work, chips: int, rounds: int, ours: Side, peers: Mapping[str, Side]
 ) -> list[Row]:
     """A row for each peer, `rounds` turns of all sides; without peers one row."""
-    workload = f"{chips} chip{'s'[: chips > 1]}, {work}"
+    workload = f"{chips} {'chip' if chips == 1 else 'chips'}, {work}"
     rows = [Row(workload, [], name) for name in peers or ("",)]
     for _ in range(rounds):
         seconds = ours.call("turn", chips)

@@ -26,7 +26,7 @@ from absl import flags
 from experiments import cli, evaluate_report, trained
 from ftnas_jax.campaigns.campaign import Campaign, Position, Run
 from ftnas_jax.campaigns.points import Point, as_models, points
-from ftnas_jax.campaigns.sensitivity import sensitivity_points
+from ftnas_jax.campaigns.sensitivity import open_sensitivity
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.single import SingleFaults
 from ftnas_jax.campaigns.subject import as_subject
@@ -120,15 +120,12 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         strata: Any = _BY.value
         rates = (margin, _LEVEL.value, tolerance)
         return SingleFaults(subjects[0], test_set, strata, key, *rates, **options)
-    visited = _points()
     if _BY.value:
         groups: Any = _BY.value
-        visited = [
-            point
-            for text in _FAULTS.value
-            for point in sensitivity_points(subjects[0], test_set[0], as_models(text), groups)
-        ]
-    return Campaign(subjects, test_set, visited, key, _settings(), **options)
+        models = as_models(_FAULTS.value[0])
+        given = (subjects[0], test_set, models, groups, key, _settings())
+        return open_sensitivity(*given, **options)
+    return Campaign(subjects, test_set, _points(), key, _settings(), **options)
 
 
 def _hardware(run: trained.Trained) -> Hardware:
@@ -150,8 +147,8 @@ def check_flags() -> None:
         raise InputError("--single_faults flips single bits; it takes no --faults")
     if (_BY.value or _SINGLE.value) and len(_RUN.value) > 1:
         raise InputError("--by and --single_faults look at one network; name one --run")
-    if _BY.value and (_RATES.value or _TIMES.value):
-        raise InputError("--by goes with one rate, as --faults has it, not with --rates or --times")
+    if _BY.value and (_RATES.value or _TIMES.value or len(_FAULTS.value) > 1):
+        raise InputError("--by goes with one --faults at one rate, without --rates and --times")
     if not 0 <= _PROCESS.value < _PROCESSES.value:
         raise InputError(f"--process is {_PROCESS.value} of {_PROCESSES.value}; they count from 0")
     if (_PROCESSES.value > 1) != bool(_COORDINATOR.value):

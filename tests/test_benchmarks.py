@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import kernels, profile
+from benchmarks.campaigns import ChipsByHand, OurChips, Work, measure_chips
 from benchmarks.kernels import Kernel
 from benchmarks.rows import Row, table, write_json
 from benchmarks.search_steps import OurSteps, Size, measure_phase
@@ -116,6 +117,22 @@ def test_steps_are_timed_and_their_work_counted():
         least, most = (2 * m * 4 * 2 * passes / 1e9 for m in macs)
         assert least <= row.facts["GFLOP a step"] <= most
     assert row.ratios == []
+
+
+def test_chips_are_timed_and_those_of_a_loop_by_hand():
+    work = Work("stuck_at:p0=0.067,p1=0.013", width=1 / 16, images=16, batch=8, side=8)
+    ours, by_hand = OurChips(work), ChipsByHand(work)
+    compiled = ours.compile()
+    assert 0 < compiled["program GB a device"] < compiled["budget GB a device"]
+    (row,) = measure_chips(work, 3, 2, Here(ours), {"by hand": Here(by_hand)})
+    assert row.workload.startswith("3 chips, resnet18:width=0.0625, 16 images in batches of 8, ")
+    assert (row.peer, len(row.ours), len(row.theirs)) == ("by hand", 2, 2)
+    assert min(*row.ours, *row.theirs) > 0
+    assert row.facts["chips/s"] == pytest.approx(3 / np.median(row.ours))
+    assert len(ours.correct()) == 2 + 6  # two to compile
+    assert ours.correct()[3:6] == by_hand.correct()
+    (alone,) = measure_chips(work, 1, 1, Here(ours), {})
+    assert (alone.workload[:7], alone.peer, alone.theirs) == ("1 chip,", "", [])
 
 
 def test_the_command_prints_a_table_and_writes_every_row(monkeypatch, tmp_path, capsys):

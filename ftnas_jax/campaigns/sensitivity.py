@@ -27,6 +27,7 @@ from ftnas_jax.campaigns.subject import Subject, as_subject
 from ftnas_jax.faults import FaultModel, Only
 from ftnas_jax.faults.only import fits
 from ftnas_jax.nn.hardware import SITES, Hardware
+from ftnas_jax.processes import agree
 
 _AT_ONCE = 8
 """Chips for which what comes before a group is computed once."""
@@ -192,19 +193,44 @@ def sensitivity(
     models = as_models(faults)
     subject = as_subject(model, variables, Hardware(faults=models))
     kinds: Sequence[By] = (by,) if isinstance(by, str) else by
-    settings, run = Settings(chips), run or Run()
+    with open_sensitivity(
+        *(subject, test_set, models, kinds, key, Settings(chips)),
+        own_programs=own_programs,
+        run=run or Run(),
+        batch_size=batch_size,
+        workdir=workdir,
+    ) as job:
+        return job.run()
+
+
+def open_sensitivity(
+    subject: Subject,
+    test_set: tuple[Any, Any],
+    faults: Faults,
+    by: Sequence[By],
+    key: jax.Array,
+    settings: Settings,
+    *,
+    own_programs: bool | None = None,
+    run: Run,
+    batch_size: int | None = None,
+    workdir: str | Path | None = None,
+) -> Campaign:
+    """The campaign that `sensitivity` runs; arguments as there and as `Campaign` has them."""
 
     def campaign(own: bool) -> Campaign:
-        visited = sensitivity_points(subject, test_set[0], models, kinds, own_programs=own)
+        visited = sensitivity_points(subject, test_set[0], faults, by, own_programs=own)
         at_once = dataclasses.replace(run, chunk=run.chunk or _AT_ONCE) if own else run
         options = {"batch_size": batch_size, "run": at_once, "workdir": workdir}
         return Campaign([subject], test_set, visited, key, settings, **options)
 
-    if own_programs is None:
-        with campaign(False) as job:
-            speed = job.speed()
-        # What comes before a group is half of the network on average.
-        saved = 0.0 if speed is None else speed.seconds_a_chip * chips / 2
-        own_programs = speed is not None and saved > speed.compile_seconds
-    with campaign(own_programs) as job:
-        return job.run()
+    if own_programs is not None:
+        return campaign(own_programs)
+    job = campaign(False)
+    speed = job.speed()
+    # What comes before a group is half of the network on average.
+    saved = 0.0 if speed is None else speed.seconds_a_chip * settings.chips / 2
+    if speed is None or agree(saved - speed.compile_seconds) <= 0:
+        return job
+    job.close()
+    return campaign(True)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -244,11 +245,18 @@ class Trials:
                 ((), ()),
             )
         ]
-        compiled = (
-            jax.jit(program, compiler_options=compiler_options(self.devices))
-            .lower(self._variables, self._images, self._everywhere(shared), *described)
-            .compile()
-        )
+        jitted = jax.jit(program, compiler_options=compiler_options(self.devices))
+        try:
+            lowered = jitted.lower(
+                self._variables, self._images, self._everywhere(shared), *described
+            )
+        except (TypeError, FlaxError) as error:  # shapes that do not fit each other
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"{self._name} cannot be called with its variables and images of "
+                f"{list(self._images.shape[1:])}: {why}"
+            ) from error
+        compiled = lowered.compile()
         sizes: Any = compiled.memory_analysis()
         parts_of = (f"{part}_size_in_bytes" for part in ("temp", "argument", "output"))
         return compiled, sum(getattr(sizes, part) for part in parts_of)

@@ -204,6 +204,10 @@ class _Dense(nn.Module):
         return nn.Dense(small.CLASSES, use_bias=False)(x)
 
 
+def _dense() -> dict:
+    return {"params": {"Dense_0": {"kernel": small.parameters()["w"]}}}
+
+
 class _DenseNNX(nnx.Module):
     def __init__(self):
         self.layer = nnx.Linear(small.PIXELS, small.CLASSES, use_bias=False, rngs=nnx.Rngs(0))
@@ -215,7 +219,7 @@ class _DenseNNX(nnx.Module):
 def test_linen_and_nnx_modules_and_frozen_lengths():
     w = small.parameters()["w"]
     options = {"faults": FAULTS, "key": _key(), "chips": 6}
-    linen = ft.campaign(_Dense(), {"params": {"Dense_0": {"kernel": w}}}, small.data(), **options)
+    linen = ft.campaign(_Dense(), _dense(), small.data(), **options)
     module = _DenseNNX()
     module.layer.kernel[...] = jnp.asarray(w)
     assert str(ft.campaign(module, None, small.data(), **options)).startswith("clean")
@@ -274,6 +278,10 @@ def test_networks_and_test_sets_that_do_not_fit_are_refused():
         ft.campaign(small.linear, small.parameters(), (images, labels / 2), **options)
     with pytest.raises(ValueError, match=r"returns .* logits"):
         ft.campaign(lambda p, x: (x @ p["w"])[0], small.parameters(), (images, labels), **options)
+    for model, variables in ((small.linear, small.parameters()), (_Dense(), _dense())):
+        with pytest.raises(ValueError, match=r"cannot be called .* images of \[7\]") as caught:
+            ft.campaign(model, variables, (images[:, :7], labels), **options)
+        assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="needs its variables"):
         ft.campaign(small.linear, None, (images, labels), **options)
     with pytest.raises(ValueError, match="its own variables"):
