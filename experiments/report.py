@@ -129,7 +129,7 @@ def _what_it_was(config, settings: SearchConfig, history, time: str) -> list[str
     method = "FTT-NAS" if settings.alpha_l > 0 else "FT-NAS"
     return [
         f"{method} on {config['data']['name']} under `{config['faults']}`, "
-        f"{len(history)} epochs of batches of {settings.batch_size}, seed {settings.seed}.",
+        f"{len(history)} epoch{'s' * (len(history) > 1)} of batches of {settings.batch_size}, seed {settings.seed}.",
         "",
         "```",
         f"python -m experiments.search {shlex.join(sys.argv[1:])}",
