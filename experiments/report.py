@@ -129,7 +129,7 @@ def _what_it_was(config, settings: SearchConfig, history, time: str) -> list[str
     method = "FTT-NAS" if settings.alpha_l > 0 else "FT-NAS"
     return [
         f"{method} on {config['data']['name']} under `{config['faults']}`, "
-        f"{len(history)} epoch{'s' * (len(history) > 1)} of batches of {settings.batch_size}, seed {settings.seed}.",
+        f"{_epochs(len(history))} of batches of {settings.batch_size}, seed {settings.seed}.",
         "",
         "```",
         f"python -m experiments.search {shlex.join(sys.argv[1:])}",
@@ -147,6 +147,10 @@ def _what_it_was(config, settings: SearchConfig, history, time: str) -> list[str
         "",
         "Every field is in [config.json](config.json).",
     ]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + ("s" if count != 1 else "")
 
 
 def _score_table(ranked, config, settings: SearchConfig) -> list[str]:
