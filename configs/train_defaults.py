@@ -17,6 +17,11 @@ def get_config() -> ConfigDict:
             "faults": "mibb:p_m=1e-4",
             "gradients": "straight_through",  # or masked, where a fault hits (§5.1)
             "curriculum_epochs": 0,  # over which the rates of faults grow linearly; 0 for none
+            "rates": {  # the paper's rule for the rate of the one fault model (§5.2)
+                "tried": "",  # in turn, as in "3e-4,1e-4,3e-5"; empty for the rate in `faults`
+                "epochs": 10,  # after which the next one is tried, if
+                "least_accuracy": 0.5,  # clean, on test images, is not exceeded
+            },
             "test_every": 1,  # epochs; the last one is always tested
             "data": {
                 "name": "cifar10",  # digits, or an image classification set of TFDS

@@ -8,8 +8,8 @@ was not measured. `--config.weights.alpha_l=0` trains without faults: 93.1 % cle
 Under MiBB (Table 4) the paper tries p_m of 3e-4, 1e-4 and 3e-5 in turn and takes the first with a
 clean accuracy above 50 %, 3e-5 for this network: 83.5 % clean, 11.1 % at p_m = 1e-4. That is
 
-    --config.faults=mibb:p_m=3e-5 --config.weights.alpha_l=0.5
-    --config.quantization.weight_encoding=twos_complement
+    --config.faults=mibb --config.rates.tried=3e-4,1e-4,3e-5
+    --config.weights.alpha_l=0.5 --config.quantization.weight_encoding=twos_complement
 """
 
 from ml_collections import ConfigDict

@@ -37,11 +37,13 @@ class EpochEnd(NamedTuple):
         line: to print.
         shown: beside the progress bar, by name.
         state: at the start of the next epoch.
+        anew: whether that is the first one again.
     """
 
     line: str
     shown: Mapping[str, Any]
     state: Any
+    anew: bool = False
 
 
 class Loop:
@@ -68,7 +70,13 @@ class Loop:
         self.total = self._ends[-1]
 
     def run(
-        self, state: Any, done: int, run: RunDir, stop: Terminator, checkpoint_minutes: float
+        self,
+        state: Any,
+        done: int,
+        run: RunDir,
+        stop: Terminator,
+        checkpoint_minutes: float,
+        given_up: int = 0,
     ) -> Any:
         """From `done` steps on to the end, or to a signal; saves whenever it stops, and meanwhile.
 
@@ -78,7 +86,9 @@ class Loop:
             run: where checkpoints go, at the end of every epoch too.
             stop: asks the loop to stop after the call at hand.
             checkpoint_minutes: at most so long, and a call, from one checkpoint to the next.
+            given_up: how many of the steps done came before the epochs last began anew.
         """
+        done -= given_up
         saved, shown = time.monotonic(), {}
         with Progress(self.total, title=self.title) as progress:
             progress.update(done)
@@ -91,13 +101,15 @@ class Loop:
                 done += steps
                 epoch_ends = done == self._ends[epoch]
                 if epoch_ends:
-                    line, shown, state = self._end_epoch(state, epoch)
+                    line, shown, state, anew = self._end_epoch(state, epoch)
                     progress.log(line)
+                    given_up, done = (given_up + done, 0) if anew else (given_up, done)
                 progress.update(done, epoch=f"{epoch + 1}/{self.epochs}", **shown)
                 late = time.monotonic() - saved > 60 * checkpoint_minutes
                 if epoch_ends or stop.requested or late:
-                    run.write_timing({"steps": done, "seconds": time.monotonic() - saved})
-                    run.save(done, state)
+                    whole = given_up + done
+                    run.write_timing({"steps": whole, "seconds": time.monotonic() - saved})
+                    run.save(whole, state)
                     saved = time.monotonic()
         return state
 

@@ -81,12 +81,17 @@ def _train(job: Training, run: RunDir, stop: Terminator, checkpoint_minutes: flo
 
     def end_epoch(state: TrainingState, epoch: int) -> EpochEnd:
         row = _end_epoch(job, run, state, epoch)
-        return EpochEnd(_line(row), {"loss": row["train/loss"]}, job.reset_totals(state))
+        shown = {"loss": row["train/loss"]}
+        if job.gives_up(state, epoch):
+            line = f"{_line(row)}; at a rate of {row['train/rate']:g} that is too little"
+            return EpochEnd(line, shown, job.next_trial(state), anew=True)
+        return EpochEnd(_line(row), shown, job.reset_totals(state))
 
     state = job.init()
     state, done = run.restore(state) or (state, 0)
     loop = Loop("training", job.config.epochs, phases, end_epoch)
-    return loop.run(state, done, run, stop, checkpoint_minutes)
+    given_up = int(state.trial) * job.trial_steps()
+    return loop.run(state, done, run, stop, checkpoint_minutes, given_up)
 
 
 def _end_epoch(job: Training, run: RunDir, state: TrainingState, epoch: int) -> dict[str, float]:
@@ -98,7 +103,7 @@ def _end_epoch(job: Training, run: RunDir, state: TrainingState, epoch: int) -> 
             "lower weights.learning_rate or weights.gradient_clip and start in a new workdir"
         )
     run.write_metrics(row)
-    run.write_scalars(epoch + 1, row)
+    run.write_scalars(int(state.trial) * job.config.trial_epochs + epoch + 1, row)
     return row
 
 

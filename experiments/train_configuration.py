@@ -11,7 +11,7 @@ from experiments.configuration import check_fields, hardware
 from ftnas_jax import models
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.models.cells import read_genotype
-from ftnas_jax.training_config import TrainingConfig
+from ftnas_jax.training_config import RateTrials, TrainingConfig
 
 _FILE = "genotype"
 """The name of networks whose genotype is in a file, as in `genotype:FILE,channels=20`."""
@@ -36,10 +36,25 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
     with as_input_error():
         return TrainingConfig(
             hardware=platform,
+            rates=_rates(config["rates"]),
             **{name: config[name] for name in names},
             **config["weights"],
             **config["augment"],
         )
+
+
+def _rates(fields: Mapping[str, Any]) -> RateTrials | None:
+    """The rule for the rate of faults, if the field `rates.tried` names any."""
+    texts = [text for text in fields["tried"].split(",") if text.strip()]
+    if not texts:
+        return None
+    try:
+        tried = tuple(map(float, texts))
+    except ValueError:
+        raise InputError(
+            f"rates.tried is {fields['tried']!r}; give numbers, as in 3e-4,1e-4,3e-5"
+        ) from None
+    return RateTrials(tried, fields["epochs"], fields["least_accuracy"])
 
 
 def network(config: Mapping[str, Any], num_classes: int, genotype: Path | None = None) -> nn.Module:

@@ -12,6 +12,7 @@ import jax
 
 from configs import train_defaults
 from experiments.durations import duration
+from experiments.trained import faults_of
 from ftnas_jax import machine
 from ftnas_jax.campaigns.statistics import proportion
 from ftnas_jax.plots.curves import draw_training
@@ -26,24 +27,27 @@ _NAMES = ("clean", "faulty")
 def write(run: RunDir, config: Mapping[str, Any], job: Training, state: TrainingState) -> None:
     """Write the picture and README.md of a finished training."""
     history = _rows(run.path / "metrics.jsonl")
-    save_figure(draw_training(history), run.path / "train")
-    run.write_text("README.md", _readme(run.path, config, job, state, history[-1]))
+    save_figure(draw_training(history[-job.config.epochs :]), run.path / "train")
+    run.write_text("README.md", _readme(run.path, config, job, state, history))
 
 
 def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _readme(path: Path, config, job: Training, state: TrainingState, last) -> str:
+def _readme(path: Path, config, job: Training, state: TrainingState, history) -> str:
     return "\n".join(
         [
             f"# Training {path.name}",
             "",
             *_what_it_was(path, config, job, state),
+            *_trials(job.config, history),
+            "",
+            "Every field is in [config.json](config.json).",
             "",
             "## What came of it",
             "",
-            *_numbers(last, job),
+            *_numbers(history[-1], job),
             "",
             "![Losses and accuracies by epoch](train.png)",
             "",
@@ -68,9 +72,10 @@ def _evaluation(path: Path, config) -> list[str]:
 def _what_it_was(path: Path, config, job: Training, state: TrainingState) -> list[str]:
     settings, quantization = job.config, config["quantization"]
     weights = jax.tree.leaves(state.params)
+    how = _how(config, settings, int(state.trial))
     seconds = sum(row["seconds"] for row in _rows(path / "timing.jsonl"))
     return [
-        f"`{config['network']}` on {config['data']['name']}, trained {_how(config, settings)}, "
+        f"`{config['network']}` on {config['data']['name']}, trained {how}, "
         f"{settings.epochs} epochs of batches of {settings.batch_size}, seed {settings.seed}.",
         "",
         "```",
@@ -86,17 +91,30 @@ def _what_it_was(path: Path, config, job: Training, state: TrainingState) -> lis
         f"- fixed point: weights of {quantization['weight_bits']} bits in "
         f"{quantization['weight_encoding']}, features of {quantization['feature_bits']} bits",
         f"- time: {duration(seconds)}, tests included, on {machine.describe(job.mesh.devices)}",
-        "",
-        "Every field is in [config.json](config.json).",
     ]
 
 
-def _how(config, settings: TrainingConfig) -> str:
+def _trials(settings: TrainingConfig, history) -> list[str]:
+    """What became of the rates that were tried."""
+    if settings.rates is None:
+        return []
+    judged = [row for row in history if settings.judges(row["epoch"] - 1)]
+    accuracies = ", ".join(
+        f"{100 * row['test/accuracy_clean']:.1f} % at {row['train/rate']:g}" for row in judged
+    )
+    return [
+        f"- rates tried ({settings.rates.epochs} epochs each, to go on above "
+        f"{100 * settings.rates.least_accuracy:g} % clean accuracy): {accuracies}; "
+        f"kept {judged[-1]['train/rate']:g}"
+    ]
+
+
+def _how(config, settings: TrainingConfig, trial: int) -> str:
     if settings.alpha_l == 0:
         return "without faults"
     epochs = settings.curriculum_epochs
     growing = f", whose rates grew over the first {epochs} epochs," if epochs else ""
-    return f"under `{config['faults']}`{growing}"
+    return f"under `{faults_of(config, settings, trial)}`{growing}"
 
 
 def _numbers(last: Mapping[str, float], job: Training) -> list[str]:

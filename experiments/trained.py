@@ -17,6 +17,7 @@ from ftnas_jax.augment import normalize
 from ftnas_jax.checkpoints import Checkpoints
 from ftnas_jax.data import Dataset
 from ftnas_jax.errors import InputError, as_input_error
+from ftnas_jax.faults.text import format_text
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.run import read_json
 from ftnas_jax.training import TrainingState, state_shapes
@@ -46,7 +47,8 @@ class Trained:
         mean: float32 [C] of the training pixels, in [0, 1] units: images are normalized with it.
         std: float32 [C], likewise.
         data_sha256: digest of the training images and labels.
-        epochs: how many are done.
+        epochs: how many are done, at the rate of faults that was kept.
+        faults: those of the training, with that rate.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Trained:
     std: np.ndarray
     data_sha256: str
     epochs: int
+    faults: str
 
     @property
     def data_name(self) -> str:
@@ -68,8 +71,8 @@ class Trained:
     @property
     def description(self) -> str:
         """What was trained, and how, in a line."""
-        faults, alpha = self.config["faults"], self.config["weights"]["alpha_l"]
-        under = f"under `{faults}` with alpha_l = {alpha:g}" if alpha else "without faults"
+        alpha = self.config["weights"]["alpha_l"]
+        under = f"under `{self.faults}` with alpha_l = {alpha:g}" if alpha else "without faults"
         epochs = f"{self.epochs} of {self.config['epochs']} epochs"
         return f"`{self.config['network']}` after {epochs} on {self.data_name} {under}"
 
@@ -104,6 +107,11 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def faults_of(config: Mapping[str, Any], settings: TrainingConfig, trial: int) -> str:
+    """The text of a training's faults; where rates were tried, with that of a trial."""
+    return config["faults"] if settings.rates is None else format_text(settings.faults_of(trial))
+
+
 def load(run_directory: str | os.PathLike) -> Trained:
     """The network of a training's newest whole checkpoint; a warning says if it is unfinished.
 
@@ -134,6 +142,7 @@ def load(run_directory: str | os.PathLike) -> Trained:
         std=np.asarray(data["std"], np.float32),
         data_sha256=data["sha256"],
         epochs=epochs,
+        faults=faults_of(config, settings, int(state.trial)),
     )
 
 

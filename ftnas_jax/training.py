@@ -66,12 +66,14 @@ class TrainingState(NamedTuple):
         batch_stats: running statistics of BatchNorm; empty in a model without.
         opt_state: of the optimizer.
         totals: sums over the steps of the current epoch, by metric.
+        trial: which of the rates of `RateTrials` is at work, an int32 scalar; 0 without them.
     """
 
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
     totals: dict[str, jax.Array]
+    trial: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -184,11 +186,29 @@ class Training:
             elif self.config.is_tested(epoch):
                 row[name] = value / len(self.data.test_images)
         row["train/learning_rate"] = float(learning_rate(self.config, jnp.int32(epoch)))
+        if self.config.rates is not None:
+            row["train/rate"] = self.config.rates.tried[int(state.trial)]
         return row
 
     def reset_totals(self, state: TrainingState) -> TrainingState:
         """The state at the start of an epoch."""
         return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
+
+    def gives_up(self, state: TrainingState, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, ended the trial of a rate that is not kept."""
+        rates = self.config.rates
+        if rates is None or not self.config.judges(epoch) or int(state.trial) == rates.last:
+            return False
+        return self.metrics(state, epoch)["test/accuracy_clean"] <= rates.least_accuracy
+
+    def trial_steps(self) -> int:
+        """Steps, those on test images included, of a trial that is given up."""
+        tests = sum(map(self.config.is_tested, range(self.config.trial_epochs)))
+        return self.config.trial_epochs * self.train_steps + tests * self.test_steps
+
+    def next_trial(self, state: TrainingState) -> TrainingState:
+        """The state before the first step at the next rate."""
+        return self.init()._replace(trial=state.trial + 1)
 
     def _check(self) -> None:
         """Raise ValueError where there is no step to make, or the model is none for the data."""
@@ -253,14 +273,15 @@ class Training:
         size = self.config.batch_size
         rows = jax.lax.dynamic_slice_in_dim(order, step * size, size)
         x = self._augment(augment_key, data.train_images[rows], data)
-        chip = self._chip(fault_scale(self.config, self.train_steps, epoch, step))
+        chip = self._chip(state.trial, fault_scale(self.config, self.train_steps, epoch, step))
         loss = functools.partial(self._loss, chip, state, x, data.train_labels[rows], pass_key)
         gradient, metrics, batch_stats = self._gradients(state.params, loss)
         metrics["train/gradient_norm"] = optax.tree.norm(gradient)
         with jax.named_scope("optimizer"):
             updates, opt_state = self._optimizer.update(gradient, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        return TrainingState(params, batch_stats, opt_state, _add(state.totals, metrics))
+        totals = _add(state.totals, metrics)
+        return TrainingState(params, batch_stats, opt_state, totals, state.trial)
 
     def _augment(self, key: jax.Array, images: jax.Array, data: TrainingData) -> jax.Array:
         config = self.config
@@ -268,11 +289,15 @@ class Training:
             *(key, images, data.mean, data.std), crop_padding=config.crop_padding, flip=config.flip
         )
 
-    def _chip(self, scale: jax.Array | None) -> Any:
-        """The model on hardware whose faults have rates times `scale`."""
-        if scale is None:
+    def _chip(self, trial: jax.Array, scale: jax.Array | None = None) -> Any:
+        """The model on hardware whose faults have the rates of a trial times `scale`."""
+        rates, faults = self.config.rates, self.config.hardware.faults
+        if rates is None and scale is None:
             return self.chip
-        faults = tuple(m.at_rate(m.rate * scale) for m in self.config.hardware.faults)
+        if rates is not None:
+            faults = (faults[0].at_rate(jnp.asarray(rates.tried, jnp.float32)[trial]),)
+        if scale is not None:
+            faults = tuple(m.at_rate(m.rate * scale) for m in faults)
         return self.chip.with_hardware(dataclasses.replace(self.config.hardware, faults=faults))
 
     def _loss(self, chip, state: TrainingState, x, labels, key, params, faulty):
@@ -342,11 +367,11 @@ class Training:
 
         def count(nothing, one):
             draw = Draw(key, one[0], first)
-            logits = self.chip.apply(state.variables, x, draw=draw, train=False)
+            logits = chip.apply(state.variables, x, draw=draw, train=False)
             right = (jnp.argmax(logits, -1) == labels) & counted
             return nothing, jnp.sum(right.astype(jnp.float32))
 
-        passes = self.config.test_passes
+        chip, passes = self._chip(state.trial), self.config.test_passes
         _, rights = self._over(passes, count, ())
         names = [f"test/accuracy_{_name(faulty)}" for faulty, _ in passes]
         return state._replace(totals=_add(state.totals, dict(zip(names, rights, strict=True))))
@@ -409,6 +434,7 @@ def _initial_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=_optimizer(config, 1).init(variables["params"]),
         totals={name: jnp.zeros((), jnp.float32) for name in _metric_names(config)},
+        trial=jnp.int32(0),
     )
 
 

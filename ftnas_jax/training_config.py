@@ -3,7 +3,46 @@
 import dataclasses
 import itertools
 
+from ftnas_jax.faults import FaultModel
 from ftnas_jax.nn.hardware import Hardware
+
+
+@dataclasses.dataclass(frozen=True)
+class RateTrials:
+    """The paper's rule for the rate of faults to train with (§5.2).
+
+    Rates are tried in turn, the largest first. One is kept if the clean accuracy on test images is
+    above `least_accuracy` when its trial ends; the last one is kept in any case. A trial is the
+    beginning of a whole training at its rate, which goes on if the rate is kept: only steps of
+    rates that are given up are lost. When the paper gives a rate up it does not say.
+
+    Attributes:
+        tried: rates in (0, 1], decreasing.
+        epochs: how long a trial is.
+        least_accuracy: in [0, 1).
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    tried: tuple[float, ...]
+    epochs: int = 10
+    least_accuracy: float = 0.5
+
+    def __post_init__(self):
+        object.__setattr__(self, "tried", tuple(self.tried))
+        decreasing = all(low < high for high, low in itertools.pairwise((*self.tried, 0.0)))
+        if not self.tried or not decreasing or self.tried[0] > 1:
+            raise ValueError(f"rates.tried is {self.tried}; rates decrease, within (0, 1]")
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise ValueError(f"rates.epochs is {self.epochs!r}; it is at least 1")
+        if not 0 <= self.least_accuracy < 1:
+            raise ValueError(f"rates.least_accuracy is {self.least_accuracy}; it lies in [0, 1)")
+
+    @property
+    def last(self) -> int:
+        """Number of the last trial, counted from 0."""
+        return len(self.tried) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +63,7 @@ class TrainingConfig:
         alpha_l: weight of the faulty loss (Eq. 13); 0 trains without faults.
         curriculum_epochs: over how many of the first epochs the rates of faults grow linearly, step
             by step, from none to those of `hardware`; 0 for the whole rates from the first step.
+        rates: by which rule the rate of the one fault model is chosen; None for that of `hardware`.
         crop_padding: largest shift of the random crop, 0 for none.
         flip: whether images are mirrored at random.
         test_every: epochs from one measurement on the test images to the next; there is always
@@ -45,6 +85,7 @@ class TrainingConfig:
     gradient_clip: float = 5.0
     alpha_l: float = 0.5
     curriculum_epochs: int = 0
+    rates: RateTrials | None = None
     crop_padding: int = 4
     flip: bool = True
     test_every: int = 1
@@ -70,6 +111,7 @@ class TrainingConfig:
         if self.alpha_l > 0 and not self.hardware.faults:
             raise ValueError(f"alpha_l is {self.alpha_l}, but there are no faults; it must be 0")
         self._check_curriculum()
+        self._check_rates()
 
     def _check_curriculum(self) -> None:
         epochs = self.curriculum_epochs
@@ -77,11 +119,24 @@ class TrainingConfig:
             raise ValueError(f"curriculum_epochs is {epochs!r}; it lies in [0, epochs]")
         if epochs and self.alpha_l == 0:
             raise ValueError("curriculum_epochs: with an alpha_l of 0 no step has faults")
-        for model in self.hardware.faults if epochs else ():
+        if epochs:
+            self._check_rate_is_free("curriculum_epochs")
+
+    def _check_rates(self) -> None:
+        if self.rates is None:
+            return
+        if self.alpha_l == 0 or len(self.hardware.faults) != 1:
+            raise ValueError("rates: only a training under one fault model can try its rates")
+        if self.rates.epochs > self.epochs:
+            raise ValueError(f"rates.epochs is {self.rates.epochs}; epochs is {self.epochs}")
+        self._check_rate_is_free("rates")
+
+    def _check_rate_is_free(self, field: str) -> None:
+        for model in self.hardware.faults:
             try:
                 model.at_rate(model.rate)
             except ValueError as error:
-                raise ValueError(f"curriculum_epochs: {error}") from error
+                raise ValueError(f"{field}: {error}") from error
 
     @property
     def passes(self) -> tuple[tuple[bool, float], ...]:
@@ -100,4 +155,19 @@ class TrainingConfig:
 
     def is_tested(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with a measurement on the test images."""
-        return (epoch + 1) % self.test_every == 0 or epoch + 1 == self.epochs
+        return (epoch + 1) % self.test_every == 0 or epoch + 1 == self.epochs or self.judges(epoch)
+
+    @property
+    def trial_epochs(self) -> int:
+        """Epochs of a trial; 0 where no rates are tried."""
+        return 0 if self.rates is None else self.rates.epochs
+
+    def judges(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 0, is the last of a trial of its rate."""
+        return epoch + 1 == self.trial_epochs
+
+    def faults_of(self, trial: int) -> tuple[FaultModel, ...]:
+        """The faults of a trial, counted from 0; of `hardware` where no rates are tried."""
+        if self.rates is None:
+            return self.hardware.faults
+        return (self.hardware.faults[0].at_rate(self.rates.tried[trial]),)

@@ -171,6 +171,43 @@ def test_another_config_in_the_same_place_is_refused(finished):
         run(finished, weights__learning_rate=0.1)
 
 
+# Rates tried in turn
+
+
+def test_rates_are_tried_in_turn_and_a_signal_changes_nothing(tmp_path, monkeypatch, capfd):
+    fields = {"rates__tried": "0.9,0.08", "rates__epochs": 2, "rates__least_accuracy": 0.99}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, **fields) == 0
+    history = rows(whole)
+    assert [row["epoch"] for row in history] == [1, 2, 1, 2, 3]
+    assert [row["train/rate"] for row in history] == [0.9, 0.9, 0.08, 0.08, 0.08]
+    assert "at a rate of 0.9 that is too little" in capfd.readouterr().out
+    text = (whole / "README.md").read_text()
+    judged = [f"{100 * history[place]['test/accuracy_clean']:.1f} % at" for place in (1, 3)]
+    assert f"{judged[0]} 0.9, {judged[1]} 0.08; kept 0.08" in text
+    found = trained.load(whole)
+    assert found.epochs == EPOCHS
+    assert f"under `{found.faults}`" in found.description
+    assert training_config(config_with(faults=found.faults)).hardware.faults[0].rate == (
+        pytest.approx(0.08)
+    )
+
+    train, calls = Training.train, []
+
+    def signalling(*args):
+        calls.append(args)
+        if int(args[1].trial) == 1 and len(calls) > 4:
+            calls.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "train", signalling)
+        assert run(cut, **fields) == 128 + signal.SIGTERM
+    assert run(cut, **fields) == 0
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 # What is loaded
 
 
@@ -280,6 +317,8 @@ def never(*_):
         ({"gradients": "none"}, "gradients is 'none'"),
         ({"curriculum_epochs": 4}, "curriculum_epochs is 4"),
         ({"test_every": 0}, "test_every is 0"),
+        ({"rates.tried": "3e-4;1e-4"}, "rates.tried is '3e-4;1e-4'; give numbers"),
+        ({"rates.tried": "0.1,0.2", "rates.epochs": 1}, "rates.tried is (0.1, 0.2)"),
         ({"weights.drops": (0.8, 0.4)}, "drops is (0.8, 0.4)"),
         ({"weights.drops": (1,)}, "weights.drops is (1,); it takes a value like (0.4, 0.8)"),
         ({"weights.alpha_l": 1.5}, "alpha_l is 1.5"),

@@ -6,6 +6,7 @@ One tiny training serves most tests, because compilation takes nearly all the ti
 
 import dataclasses
 import math
+import re
 from functools import partial
 
 import chex
@@ -31,7 +32,7 @@ from ftnas_jax.training import (
     learning_rate,
     state_shapes,
 )
-from ftnas_jax.training_config import TrainingConfig
+from ftnas_jax.training_config import RateTrials, TrainingConfig
 
 BATCH, STEPS, TEST = 8, 4, 21
 CLASSES, SIZE = 3, 6
@@ -285,7 +286,8 @@ def test_an_epoch_sees_no_image_twice():
     jobs = [Counting(changed(seed=seed), Tiny(), DATA) for seed in (0, 1)]
 
     def seen(seed, epoch, stop):
-        state = TrainingState({}, {}, (), {"seen": jnp.zeros(BATCH * STEPS + 5, jnp.int32)})
+        seen = {"seen": jnp.zeros(BATCH * STEPS + 5, jnp.int32)}
+        state = TrainingState({}, {}, (), seen, jnp.int32(0))
         return np.asarray(jobs[seed].train(state, epoch, 0, stop).totals["seen"])
 
     whole, part = seen(0, 0, STEPS), seen(0, 0, 2)
@@ -314,10 +316,10 @@ def test_rates_grow_linearly_over_the_first_epochs():
     assert fault_scale(CONFIG, STEPS, jnp.int32(0), jnp.int32(0)) is None
 
     job = Training(config, Tiny(), DATA)
-    stuck, biased = job._chip(jnp.float32(0.25)).hardware.faults
+    stuck, biased = job._chip(jnp.int32(0), jnp.float32(0.25)).hardware.faults
     rates = [float(rate) for rate in (stuck.p0, stuck.p1, biased.p_m)]
     np.testing.assert_allclose(rates, [0.05, 0.025, 0.0025], rtol=1e-6)
-    assert job._chip(None) is job.chip
+    assert job._chip(jnp.int32(0)) is job.chip
 
 
 def test_faults_of_a_curriculum_are_those_of_the_rate_at_hand(job, initial):
@@ -343,6 +345,76 @@ def test_a_network_of_the_search_space_has_a_curriculum_too():
     job = Training(changed(curriculum_epochs=1, hardware=hardware(STUCK, BIASED)), network, DATA)
     state = jax.eval_shape(lambda state: job.train(state, 0, 0, 1), job.shapes())
     assert jax.tree.leaves(state.batch_stats)
+
+
+# Rates tried in turn
+
+
+def test_a_trial_is_a_training_at_its_rate(job, initial, after):
+    """STUCK has a rate of 0.3: the second trial is the training that the other tests look at."""
+    tries = Training(changed(rates=RateTrials((0.6, 0.3), 1)), Tiny(), DATA)
+    begin = tries.next_trial(tries.init())
+    assert int(begin.trial) == 1
+    assert_bit_identical(begin[:-1], initial[:-1])
+    state = tries.train(begin, 0, 0, 2)
+    assert int(state.trial) == 1
+    chex.assert_trees_all_close(state[:-1], after[:-1], rtol=1e-4, atol=1e-6)
+    tested, expected = (
+        own.test(copy(s), 0, 0, 3).totals for own, s in ((tries, state), (job, after))
+    )
+    chex.assert_trees_all_close(tested, expected, rtol=1e-4)
+    first = tries.train(tries.init(), 0, 0, 2)
+    assert not np.allclose(first.totals["train/loss_faulty"], after.totals["train/loss_faulty"])
+
+
+@pytest.mark.parametrize(
+    ("trial", "epoch", "accuracy", "given_up"),
+    [
+        (0, 1, 0.4, True),
+        (0, 1, 0.5, True),
+        (0, 1, 0.6, False),
+        (0, 0, 0.4, False),
+        (0, 2, 0.4, False),
+        (1, 1, 0.4, False),
+    ],
+)
+def test_a_rate_is_given_up_at_the_end_of_its_trial(initial, trial, epoch, accuracy, given_up):
+    """The last one never is."""
+    tries = Training(changed(rates=RateTrials((0.6, 0.3), 2), test_every=5), Tiny(), make_data())
+    assert [tries.config.is_tested(e) for e in range(5)] == [False, True, False, False, True]
+    assert tries.trial_steps() == 2 * STEPS + 3
+    totals = initial.totals | {"test/accuracy_clean": jnp.float32(accuracy * TEST)}
+    state = initial._replace(totals=totals, trial=jnp.int32(trial))
+    assert tries.gives_up(state, epoch) is given_up
+    assert tries.metrics(state, epoch)["train/rate"] == (0.6, 0.3)[trial]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tried": ()}, "tried is (); rates decrease"),
+        ({"tried": (0.1, 0.3)}, "rates decrease"),
+        ({"tried": (1.5,)}, "rates decrease"),
+        ({"tried": (0.1, 0.0)}, "rates decrease"),
+        ({"tried": (0.1, math.nan)}, "rates decrease"),
+        ({"epochs": 0}, "rates.epochs is 0"),
+        ({"least_accuracy": 1.0}, "least_accuracy is 1.0"),
+    ],
+)
+def test_trials_that_cannot_be_are_named(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RateTrials(**({"tried": (0.1,)} | fields))
+
+
+def test_rates_are_those_of_one_fault_model_in_a_training_that_has_them():
+    with pytest.raises(ValueError, match="only a training under one fault model"):
+        changed(rates=RateTrials((0.1,), 1), hardware=hardware(STUCK, BIASED))
+    with pytest.raises(ValueError, match="only a training under one fault model"):
+        changed(rates=RateTrials((0.1,), 1), alpha_l=0.0)
+    with pytest.raises(ValueError, match=r"rates\.epochs is 6; epochs is 5"):
+        changed(rates=RateTrials((0.1,), 6))
+    with pytest.raises(ValueError, match="rates: stuck_at: p0 and p1 are 0"):
+        changed(rates=RateTrials((0.1,), 1), hardware=hardware(StuckAt(0.0, 0.0)))
 
 
 # Tests
