@@ -71,6 +71,20 @@ def launch(job: Callable[[str, list[Any]], int], check: Callable[[], None] = lam
     sys.exit(code)
 
 
+def launch_without_devices(job: Callable[[str], int], check: Callable[[], None]) -> None:
+    """As `launch`, for a job that only starts others: it leaves accelerators to them."""
+    with one_line_errors():
+        _read_flags(sys.argv, check)
+        jax.config.update("jax_platforms", "cpu")
+        code = job(_WORKDIR.value or "")
+    sys.exit(code)
+
+
+def devices_asked() -> int:
+    """What --devices says."""
+    return _DEVICES.value
+
+
 def _let_ctrl_c_end_at_once() -> None:
     """Python's own handler would wait for compiled code to return, and then print a traceback."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it may be ignored

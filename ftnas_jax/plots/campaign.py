@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ftnas_jax.campaigns.outcome import Outcome, Report
-from ftnas_jax.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, STYLE, VERMILLION
+from ftnas_jax.plots.style import GREY, INK, PALETTE, STYLE
 
-_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 _LOG_SPAN = 20
 """Largest over smallest value from which an axis is logarithmic."""
 
@@ -32,7 +31,7 @@ def draw_curves(report: Report) -> Figure:
     panels = _panels(report)
     if not panels:
         raise ValueError("nothing was swept; draw_chips shows a single point")
-    colors = dict(zip(report.by_network(), _COLORS * len(report.outcomes), strict=False))
+    colors = dict(zip(report.by_network(), PALETTE * len(report.outcomes), strict=False))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 4.6 * len(panels), 4.0), layout="constrained")
         drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -54,7 +53,7 @@ def draw_chips(report: Report) -> Figure:
         figure = Figure(figsize=(8.5, 1.0 + 0.75 * len(outcomes)), layout="constrained")
         axes = figure.subplots()
         for row, outcome in enumerate(outcomes):
-            _draw_row(axes, row, outcome, _COLORS[row % len(_COLORS)])
+            _draw_row(axes, row, outcome, PALETTE[row % len(PALETTE)])
         names = [f"{o.network}\n{o.point.label}" if several else o.point.label for o in outcomes]
         axes.set(yticks=range(len(outcomes)), ylim=(len(outcomes) - 0.4, -0.6))
         axes.set_yticklabels(names, color=INK)

@@ -14,6 +14,9 @@ BLUE, ORANGE, GREEN, SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 VERMILLION, PURPLE = "#D55E00", "#CC79A7"
 INK, WIRE, GREY, PALE = "#1F2328", "#59636E", "#8C959F", "#D1D9E0"
 
+PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
+"""Of lines side by side."""
+
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,

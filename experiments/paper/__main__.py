@@ -1,0 +1,158 @@
+"""The paper's tables: `python -m experiments.paper --table 4 --scale S --workdir W`.
+
+    python -m experiments.paper --table 4 --scale configs/paper_small.py --workdir runs/paper-small
+    python -m experiments.paper --table 1,2,4,5,6,7,fig9,primitives,weights --list ...
+    python -m experiments.paper --table 5 --collect ...
+
+Searches, trainings and campaigns that a table needs are run one after the other, each in a
+directory of its own under the workdir and by a command that is printed; what is done is not done
+again. The same command goes on after an interruption. Then the table is written beside the paper's
+numbers: table-4.md, table-4.csv, and curves where rates were swept. Fields of the scale are
+overridden as --scale.epochs=2.
+"""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import paper_full
+from experiments import cli
+from experiments.configuration import check_fields
+from experiments.paper import report
+from experiments.paper.runs import Plan, Run
+from experiments.paper.tables import TABLES, Table
+from ftnas_jax.checkpoints import explain_os_errors, write_atomically
+from ftnas_jax.errors import InputError
+from ftnas_jax.run import read_json
+
+_TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
+_SCALE = config_flags.DEFINE_config_file(
+    "scale", "configs/paper_small.py", "Python file with get_config(); see configs/paper_full.py."
+)
+_COLLECT = flags.DEFINE_bool("collect", False, "Run nothing; write the tables of what is there.")
+_LIST = flags.DEFINE_bool("list", False, "Run nothing; print the commands that are left to run.")
+
+Mode = Literal["run", "collect", "list"]
+
+_DONE = "done.json"
+"""In the folder of all runs: the arguments of those that ended, by name."""
+
+
+def make(
+    tables: list[Table],
+    scale: Mapping[str, Any],
+    workdir: str,
+    mode: Mode = "run",
+    devices: int = 0,
+) -> int:
+    """Run what tables need, or go on, and write them; returns an exit code.
+
+    Args:
+        tables: which.
+        scale: fields as in `configs/paper_full.py`.
+        workdir: the folder of all runs.
+        mode: whether to `run` what is left to run and write the tables, to `collect` what is there,
+            or to `list` what is left.
+        devices: for the runs; 0 leaves it to them.
+
+    Raises:
+        InputError: for bad input.
+    """
+    folder = Path(workdir)
+    with explain_os_errors(f"use {folder} as a folder of runs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan(scale, folder)
+    for table in tables:
+        for file, text in plan.genotypes(table).items():
+            with explain_os_errors(f"write {folder / file}"):
+                (folder / file).parent.mkdir(exist_ok=True)
+                write_atomically(folder / file, text + "\n")
+    runs = list(dict.fromkeys(run for table in tables for run in plan.runs(table)))
+    left = [run for run in runs if not _is_done(run, folder)]
+    if mode == "list":
+        print("\n".join(f"python {shlex.join(run.command(folder))}" for run in left))
+        return 0
+    code = _run_all(left, folder, devices) if mode == "run" else 0
+    if code == 0:
+        for table in tables:
+            print(report.write(table, plan))
+    return code
+
+
+def _run_all(runs: list[Run], folder: Path, devices: int) -> int:
+    """The exit code of the first run that did not end well, or 0."""
+    for number, run in enumerate(runs, 1):
+        command = run.command(folder) + ([f"--devices={devices}"] if devices else [])
+        print(f"[{number}/{len(runs)}] python {shlex.join(command)}", flush=True)
+        code = _call([sys.executable, *command])
+        if code:
+            return code
+        done = read_json(folder / _DONE) or {}
+        done[run.name] = list(run.arguments)
+        write_atomically(folder / _DONE, json.dumps(done, indent=1, sort_keys=True) + "\n")
+    return 0
+
+
+def _call(command: list[str]) -> int:
+    """Run a command, which gets the signals that come meanwhile; its exit code."""
+    with subprocess.Popen(command) as process:
+        before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Ctrl-C reaches the command by itself, as one of the terminal's group.
+            own = number == signal.SIGTERM
+            handler = (lambda n, _: process.send_signal(n)) if own else signal.SIG_IGN
+            before[number] = signal.signal(number, handler)
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 128 - code if code < 0 else code
+
+
+def _is_done(run: Run, folder: Path) -> bool:
+    return (read_json(folder / _DONE) or {}).get(run.name) == list(run.arguments)
+
+
+def _mode() -> Mode:
+    if _COLLECT.value and _LIST.value:
+        raise InputError("--collect and --list are two things; name one")
+    return "collect" if _COLLECT.value else "list" if _LIST.value else "run"
+
+
+def _scale() -> dict[str, Any]:
+    scale = _SCALE.value.to_dict()
+    check_fields(scale, paper_full.get_config().to_dict())
+    for name in ("channels", "seeds", "epochs", "batch_size", "chips"):
+        if scale[name] < 1:
+            raise InputError(f"scale.{name} is {scale[name]}; it is at least 1")
+    return scale
+
+
+def _check_flags() -> None:
+    _tables()
+    _scale()
+    _mode()
+
+
+def _tables() -> list[Table]:
+    unknown = [name for name in _TABLE.value if name not in TABLES]
+    if unknown or not _TABLE.value:
+        said = f"there is no table {unknown[0]!r}" if unknown else "name a table"
+        raise InputError(f"{said}: --table takes some of {','.join(TABLES)}")
+    return [TABLES[name] for name in _TABLE.value]
+
+
+if __name__ == "__main__":
+    cli.launch_without_devices(
+        lambda workdir: make(_tables(), _scale(), workdir, _mode(), cli.devices_asked()),
+        _check_flags,
+    )

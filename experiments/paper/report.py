@@ -1,0 +1,268 @@
+"""A table of the paper out of the runs that are there: Markdown, CSV and curves."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import trained
+from experiments.paper.runs import Plan
+from experiments.paper.tables import Row, Sweep, Table
+from ftnas_jax.campaigns import statistics
+from ftnas_jax.campaigns.outcome import write_rows
+from ftnas_jax.costs import Costs, costs_at
+from ftnas_jax.errors import as_input_error
+from ftnas_jax.models import by_name
+from ftnas_jax.plots.style import PALETTE, STYLE, save_figure
+
+_IMAGE = (32, 32, 3)
+_LOG_SPAN = 20
+
+
+class Cell(NamedTuple):
+    """What was measured of a row at a rate, as shares from 0 to 1; NaN where nothing was.
+
+    Attributes:
+        estimate: mean over trainings of the mean over chips.
+        low: of its 95 % interval: over trainings where there are several, else over chips.
+        high: likewise.
+        clean: mean accuracy without faults, on the same images.
+        chips: of each training.
+        trainings: how many there are.
+    """
+
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    clean: float = math.nan
+    chips: int = 0
+    trainings: int = 0
+
+
+def write(table: Table, plan: Plan) -> str:
+    """Write a table of what is there; returns its text."""
+    if not table.sweeps:
+        text = _weights(table, plan)
+    else:
+        cells = {
+            (row, sweep): _cells(plan, row, sweep) for row in table.rows for sweep in table.sweeps
+        }
+        write_rows(plan.folder / f"table-{table.name}.csv", _csv(table, plan, cells))
+        text = _markdown(table, plan, cells)
+        there = any(cell.trainings for own in cells.values() for cell in own)
+        if there and any(len(sweep.shown) > 2 for sweep in table.sweeps):
+            save_figure(_draw(table, cells), plan.folder / f"table-{table.name}")
+            text += f"\n![Accuracy over the rate](table-{table.name}.png)\n"
+    (plan.folder / f"table-{table.name}.md").write_text(text, encoding="utf-8")
+    return text
+
+
+# What is there
+
+
+def _cells(plan: Plan, row: Row, sweep: Sweep) -> list[Cell]:
+    """One for each rate."""
+    found: dict[float, list[dict[str, str]]] = {rate: [] for rate in sweep.shown}
+    for seed in range(plan.scale["seeds"]):
+        path = plan.folder / plan.campaign(row, sweep, seed).name / "summary.csv"
+        for own in _read_csv(path):
+            for rate in sweep.shown:
+                if own["rate"] and math.isclose(float(own["rate"]), rate, rel_tol=1e-5):
+                    found[rate].append(own)
+    return [_cell(found[rate]) for rate in sweep.shown]
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _cell(rows: Sequence[dict[str, str]]) -> Cell:
+    """Of the campaigns of one or more trainings."""
+    if not rows:
+        return Cell()
+    columns = ("accuracy", "accuracy_low", "accuracy_high", "clean")
+    values = np.array([[float(row[name]) for name in columns] for row in rows])
+    estimate, low, high, clean = values.mean(0)
+    if len(rows) > 1:
+        interval = statistics.mean(values[:, 0])
+        low, high = interval.low, interval.high
+    return Cell(estimate, low, high, clean, int(rows[0]["chips"]), len(rows))
+
+
+def _costs(plan: Plan, row: Row) -> Costs | None:
+    """None while the row's architecture is not found yet."""
+    if row.network.startswith("found:"):
+        search = row.network.partition(":")[2]
+        if not (plan.folder / f"search-{search}" / "genotype.json").exists():
+            return None
+    with as_input_error():
+        return costs_at(by_name(plan.network(row.network), 10), _IMAGE)
+
+
+def _trained_under(plan: Plan, row: Row) -> str:
+    """As in the paper's column Training."""
+    if row.recipe == "clean":
+        return "clean"
+    if row.recipe == "adsaf":
+        return "p=0.08"
+    if row.recipe != "mibb":
+        return f"p_m={row.recipe.removeprefix('mibb_')}"
+    path = plan.folder / plan.training(row, 0).name / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    tried = plan.scale["p_m"]
+    kept = f"{rows[-1]['train/rate']:g}" if rows and "train/rate" in rows[-1] else tried
+    return f"p_m={kept}" if "," not in kept else "p_m=?"
+
+
+# As text
+
+
+def _markdown(table: Table, plan: Plan, cells) -> str:
+    columns = [f"{rate:g}" for sweep in table.sweeps for rate in sweep.shown]
+    head = ["architecture", "trained", "", "clean", *columns, "MFLOPs", "Mparameters"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in table.rows:
+        own = [cell for sweep in table.sweeps for cell in cells[row, sweep]]
+        costs = _costs(plan, row)
+        flops, parameters = (
+            ("-", "-")
+            if costs is None
+            else (f"{costs.flops / 1e6:.1f}", f"{costs.parameters / 1e6:.3f}")
+        )
+        ours = [_number(own[0].clean), *map(_with_interval, own), flops, parameters]
+        theirs = list(row.faulty) + [None] * (len(own) - len(row.faulty))
+        paper = [row.clean, *theirs, row.flops, row.parameters]
+        lines.append(f"| {row.label} | {_trained_under(plan, row)} | here | {' | '.join(ours)} |")
+        lines.append(f"| | | paper | {' | '.join('-' if p is None else f'{p:g}' for p in paper)} |")
+    return "\n".join([f"# {table.title}", "", *lines, "", *_remarks(table, plan, cells), ""])
+
+
+def _remarks(table: Table, plan: Plan, cells) -> list[str]:
+    there = [cell for own in cells.values() for cell in own if cell.trainings]
+    scale = plan.scale
+    images = scale["images"] or "all"
+    over = "trainings" if scale["seeds"] > 1 else "chips"
+    missing = sum(not cell.trainings for own in cells.values() for cell in own)
+    lines = [
+        f"Accuracy in percent, columns of {' and '.join(s.title for s in table.sweeps)}. Here: "
+        f"trainings of {scale['epochs']} epochs, {scale['seeds']} of each network; baselines at "
+        f"{scale['width']:g} of their channels, cells of {scale['channels']} channels; means over "
+        f"{' or '.join(sorted({str(cell.chips) for cell in there})) or 'no'} chips on {images} "
+        f"test images, with 95 % intervals over {over}, on {scale['data']['name']}.",
+    ]
+    if table.remark:
+        lines += ["", table.remark]
+    if missing:
+        lines += ["", f"{missing} of {missing + len(there)} accuracies are not there yet."]
+    return lines
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _with_interval(cell: Cell) -> str:
+    if math.isnan(cell.estimate):
+        return "-"
+    return f"{100 * cell.estimate:.1f} ± {50 * (cell.high - cell.low):.1f}"
+
+
+def _csv(table: Table, plan: Plan, cells) -> list[dict[str, Any]]:
+    rows = []
+    for row in table.rows:
+        costs, paper = _costs(plan, row), iter(row.faulty)
+        for sweep in table.sweeps:
+            for rate, cell in zip(sweep.shown, cells[row, sweep], strict=True):
+                rows.append(
+                    {
+                        "architecture": row.label,
+                        "trained": _trained_under(plan, row),
+                        "faults": sweep.faults,
+                        "rate": rate,
+                        **{k: "" if v != v else v for k, v in cell._asdict().items()},
+                        "paper": _share(next(paper, None)),
+                        "paper_clean": _share(row.clean),
+                        "flops": costs and costs.flops,
+                        "parameters": costs and costs.parameters,
+                    }
+                )
+    return rows
+
+
+def _share(percent: float | None) -> float | None:
+    return None if percent is None else round(percent / 100, 4)
+
+
+# As a picture
+
+
+def _draw(table: Table, cells) -> Figure:
+    """A panel for each sweep, a line with its interval for each row, the paper's dashed."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 + 4.2 * len(table.sweeps), 4.4), layout="constrained")
+        panels = figure.subplots(1, len(table.sweeps), sharey=True, squeeze=False)[0]
+        done = 0
+        for axes, sweep in zip(panels, table.sweeps, strict=True):
+            for place, row in enumerate(table.rows):
+                color, mark = PALETTE[place % len(PALETTE)], "s" if row.recipe == "clean" else "o"
+                values = 100 * np.array([cell[:3] for cell in cells[row, sweep]])
+                style = {"color": color, "marker": mark, "markersize": 4}
+                how = "" if row.recipe == "clean" else ", FTT"
+                axes.plot(sweep.shown, values[:, 0], label=row.label + how, **style)
+                axes.fill_between(
+                    sweep.shown, values[:, 1], values[:, 2], color=color, alpha=0.2, linewidth=0
+                )
+                paper = row.faulty[done : done + len(sweep.shown)]
+                if len(paper) == len(sweep.shown) and None not in paper:
+                    axes.plot(sweep.shown, paper, "--", color=color, linewidth=0.9, alpha=0.7)
+            if max(sweep.shown) / min(sweep.shown) >= _LOG_SPAN:
+                axes.set_xscale("log")
+            axes.set(title=sweep.title, xlabel="rate", ylim=(0, 101))
+            done += len(sweep.shown)
+        panels[0].set_ylabel("accuracy (%)")
+        panels[-1].plot([], [], "--", color="grey", linewidth=0.9, label="paper")
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+# Magnitudes of weights
+
+_KINDS = ("Conv 3x3", "Conv 1x1", "DepthwiseConv 3x3")
+
+
+def _weights(table: Table, plan: Plan) -> str:
+    """|w| of the kernels of random blocks, by kind."""
+    run = plan.folder / plan.training(table.rows[0], 0).name
+    lines = ["| kernels | weights | mean magnitude | standard deviation |", "|---|---|---|---|"]
+    if (run / "checkpoints").exists():
+        for kind, w in _magnitudes(trained.load(run).variables["params"]).items():
+            lines.append(f"| {kind} | {w.size:,} | {w.mean():.4f} | {w.std():.4f} |")
+    how = f"After {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
+    return "\n".join([f"# {table.title}", "", *lines, "", how, "", table.remark, ""])
+
+
+def _magnitudes(params: Any) -> dict[str, np.ndarray]:
+    found: dict[str, list[np.ndarray]] = {kind: [] for kind in _KINDS}
+    for block, layers in params.items():
+        if not block.startswith("block"):
+            continue
+        for layer, fields in layers.items():
+            if "kernel" in fields:
+                kernel = np.abs(np.asarray(fields["kernel"])).ravel()
+                found[_kind(layer, fields["kernel"].shape)].append(kernel)
+    return {kind: np.concatenate(own) for kind, own in found.items()}
+
+
+def _kind(layer: str, shape: tuple[int, ...]) -> str:
+    if layer.startswith("depthwise"):
+        return _KINDS[2]
+    return _KINDS[1] if shape[0] == 1 else _KINDS[0]

@@ -1,0 +1,177 @@
+"""Which commands a table needs: searches, trainings, campaigns, in an order in which they can run.
+
+Every run is a command line of another experiment with a directory of its own, which the user could
+type as well; what one table made another finds there.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.paper.tables import Recipe, Row, Sweep, Table
+from ftnas_jax.models import MODELS
+from ftnas_jax.space import PRIMITIVES, Architecture, Space
+
+_ADSAF = "stuck_at:p0=0.067,p1=0.013,layers=!classifier"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A command.
+
+    Attributes:
+        name: of its directory within the folder of all runs.
+        module: as in `python -m MODULE`.
+        arguments: without the directory.
+    """
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+
+    def command(self, folder: Path) -> list[str]:
+        """What follows `python`."""
+        return ["-m", self.module, *self.arguments, "--workdir", str(folder / self.name)]
+
+
+class Plan:
+    """The runs of tables at a scale.
+
+    Args:
+        scale: fields as in `configs/paper_full.py`.
+        folder: of all runs.
+    """
+
+    def __init__(self, scale: Mapping[str, Any], folder: Path):
+        self.scale, self.folder = scale, folder
+
+    def runs(self, table: Table) -> list[Run]:
+        """All runs of a table, those that others need before them."""
+        found: dict[Run, None] = {}
+        for row in table.rows:
+            search = _search_of(row.network)
+            if search is not None:
+                found[self.search(search)] = None
+            for seed in range(self.scale["seeds"]):
+                found[self.training(row, seed)] = None
+                found |= dict.fromkeys(self.campaign(row, sweep, seed) for sweep in table.sweeps)
+        return sorted(found, key=lambda run: _ORDER.index(run.module))
+
+    def search(self, name: str) -> Run:
+        """The search of a config."""
+        size = self.scale["search"]
+        fields = {
+            "epochs": size["epochs"],
+            "batch_size": size["batch_size"],
+            "network.channels": size["channels"],
+        }
+        arguments = ("--config", f"configs/{name}.py", *self._fields(fields))
+        return Run(f"search-{name}", "experiments.search", arguments)
+
+    def training(self, row: Row, seed: int) -> Run:
+        """The training of a row's network."""
+        fields = {"network": self.network(row.network), "seed": seed}
+        fields |= {name: self.scale[name] for name in ("epochs", "batch_size")}
+        fields |= {"test_every": self.scale["epochs"]} | self._recipe(row.recipe)
+        arguments = ("--config", "configs/train_defaults.py", *self._fields(fields))
+        return Run(f"train-{_name(row, seed)}", "experiments.train", arguments)
+
+    def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
+        """The campaign on a row's network under a sweep."""
+        arguments = (
+            *("--run", str(self.folder / self.training(row, seed).name)),
+            *("--faults", sweep.faults),
+            *("--rates", ",".join(f"{rate:g}" for rate in sweep.rates)),
+            *("--weight_encoding", sweep.encoding),
+            *("--chips", str(self.scale["chips"])),
+            *("--images", str(self.scale["images"])),
+            *self._data_dir(),
+        )
+        return Run(f"eval-{_name(row, seed)}-{sweep.name}", "experiments.evaluate", arguments)
+
+    def network(self, name: str) -> str:
+        """The name of a row's network as `ftnas_jax.models.by_name` takes it."""
+        kind, _, rest = name.partition(":")
+        channels = self.scale["channels"]
+        if kind in ("w_ftt_net_20", "w_ftt_net_40"):
+            return f"w_ftt_net:channels={channels * (2 if kind.endswith('40') else 1)}"
+        if kind == "found":
+            return self._genotype(self.folder / f"search-{rest}" / "genotype.json", rest)
+        if kind == "sample":
+            return self._genotype(self.folder / self._file(name), rest.partition(":")[0])
+        if kind == "sep_conv_5x5":
+            return self._genotype(self.folder / self._file(name), "mibb")
+        if kind == "stack":
+            stacks = "ftnas_jax.models.stacks:Stack"
+            return f"{stacks},primitive={rest},channels={channels}"
+        if kind == "blocks":
+            return f"ftnas_jax.models.stacks:RandomBlocks,channels={channels}"
+        return f"{name}:width={self.scale['width']:g}" if name in MODELS else name
+
+    def genotypes(self, table: Table) -> dict[str, str]:
+        """Texts of the random architectures of a table, by their files."""
+        texts = {}
+        for row in table.rows:
+            kind, _, rest = row.network.partition(":")
+            if kind in ("sample", "sep_conv_5x5"):
+                primitives = PRIMITIVES if kind == "sample" else (kind,)
+                number = int(rest.rpartition(":")[2])
+                texts[self._file(row.network)] = random_genotype(primitives, number)
+        return texts
+
+    def _file(self, network: str) -> str:
+        """Where a random architecture is written; samples of all searches are the same ones."""
+        kind, _, rest = network.partition(":")
+        return f"genotypes/{kind}{rest.rpartition(':')[2]}.txt"
+
+    def _genotype(self, file: Path, search: str) -> str:
+        """The network of a genotype in a file, its inputs preprocessed as in a search."""
+        text = f"genotype:{file},channels={self.scale['channels']}"
+        if search.startswith("mibb"):
+            return text
+        every = "relu_conv_bn_3x3"
+        return f"{text},preprocess={every},preprocess_stride2={every}"
+
+    def _recipe(self, recipe: Recipe) -> dict[str, Any]:
+        """Fields of a training that say under which faults."""
+        if recipe == "clean":
+            return {"weights.alpha_l": 0.0}
+        if recipe == "adsaf":
+            encoding = {"quantization.weight_encoding": "sign_magnitude"}
+            return {"faults": _ADSAF, "weights.alpha_l": 0.7} | encoding
+        tried = self.scale["p_m"] if recipe == "mibb" else recipe.removeprefix("mibb_")
+        if "," not in tried:
+            return {"faults": f"mibb:p_m={tried}"}
+        return {"rates.tried": tried, "rates.epochs": self.scale["trial_epochs"]}
+
+    def _fields(self, fields: Mapping[str, Any]) -> list[str]:
+        """As arguments, with those of the data."""
+        whole = {**fields, **{f"data.{name}": v for name, v in self.scale["data"].items()}}
+        return [f"--config.{name}={value}" for name, value in whole.items()]
+
+    def _data_dir(self) -> Sequence[str]:
+        return ("--data_dir", self.scale["data"]["data_dir"])
+
+
+_ORDER = ("experiments.search", "experiments.train", "experiments.evaluate")
+
+
+def _search_of(network: str) -> str | None:
+    """The search that a network comes from."""
+    kind, _, rest = network.partition(":")
+    return rest if kind == "found" else None
+
+
+def _name(row: Row, seed: int) -> str:
+    """Of a row's directories: what it is, how it is trained, and of further trainings the seed."""
+    network = row.network.replace(":", "-")
+    return f"{network}-{row.recipe}" + (f"-seed{seed}" if seed else "")
+
+
+def random_genotype(primitives: Sequence[str], number: int) -> str:
+    """The text of a random architecture of six nodes, the same at every call."""
+    space = Space(primitives=tuple(primitives))
+    return space.format(Architecture.from_array(space.random(jax.random.key(number))))

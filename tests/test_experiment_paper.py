@@ -1,0 +1,310 @@
+"""The paper's tables as commands: whether runs can be run, what they share, and one for real."""
+
+import csv
+import dataclasses
+import json
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import paper_full, paper_small, train_defaults
+from experiments.paper import __main__ as paper
+from experiments.paper import report
+from experiments.paper.runs import Plan, random_genotype
+from experiments.paper.tables import TABLES, Row, Sweep, Table
+from experiments.train_configuration import network, training_config
+from ftnas_jax.campaigns.points import as_models, points
+from ftnas_jax.costs import costs_at
+from ftnas_jax.models import by_name
+from ftnas_jax.models.stacks import Primitive, RandomBlocks, Stack
+from ftnas_jax.space import PRIMITIVES, Space
+
+SCALES = {"full": paper_full, "small": paper_small}
+
+
+def flags(run) -> dict[str, str]:
+    """The arguments of a run by name."""
+    found, arguments = {}, iter(run.arguments)
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        found[name] = value if equals else next(arguments)
+    return found
+
+
+def config_of(run) -> dict:
+    """The config of a training's command line."""
+    config = train_defaults.get_config()
+    for name, value in flags(run).items():
+        if name != "config":
+            field = name.removeprefix("config.")
+            kind = type(config.to_dict() if not field else _get(config, field))
+            config.update_from_flattened_dict({field: kind(value)})
+    return config.to_dict()
+
+
+def _get(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+# The list of runs
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_run_is_one_that_its_experiment_takes(tmp_path, name, scale):
+    table, plan = TABLES[name], Plan(SCALES[scale].get_config().to_dict(), tmp_path)
+    for file, text in plan.genotypes(table).items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    runs, seen = plan.runs(table), set()
+    assert len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        own = flags(run)
+        if run.module == "experiments.search":
+            assert own["config"] in ("configs/mibb.py", "configs/mibb_ft.py", "configs/adsaf_ft.py")
+        if run.module == "experiments.train":
+            config = config_of(run)
+            settings = training_config(config)
+            assert settings.epochs == plan.scale["epochs"]
+            # The genotypes of searches are yet to be found.
+            if "search-" not in own["config.network"]:
+                assert network(config, 10) is not None
+        if run.module == "experiments.evaluate":
+            assert own["run"].rpartition("/")[2] in seen
+            rates = [float(rate) for rate in own["rates"].split(",")]
+            assert len(points(as_models(own["faults"]), rates, None, None)) == len(rates)
+        seen.add(run.name)
+
+
+def test_faults_of_trainings_are_those_of_the_paper(tmp_path):
+    plan = Plan(paper_full.get_config().to_dict(), tmp_path)
+    rows = {row.recipe: row for table in TABLES.values() for row in table.rows}
+    configs = {
+        recipe: training_config(config_of(plan.training(r, 0))) for recipe, r in rows.items()
+    }
+    assert configs["clean"].alpha_l == 0
+    assert (configs["mibb"].rates.tried, configs["mibb"].alpha_l) == ((3e-4, 1e-4, 3e-5), 0.5)
+    fixed = configs["mibb_3e-4"]
+    assert (fixed.rates, fixed.hardware.faults[0].p_m, fixed.alpha_l) == (None, 3e-4, 0.5)
+    stuck = configs["adsaf"].hardware.faults[0]
+    assert (stuck.p0, stuck.p1, configs["adsaf"].alpha_l) == (0.067, 0.013, 0.7)
+    for config in configs.values():
+        assert (config.epochs, config.batch_size, config.learning_rate) == (100, 128, 0.1)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_numbers_fill_the_columns(name):
+    table = TABLES[name]
+    columns = sum(len(sweep.shown) for sweep in table.sweeps)
+    for row in table.rows:
+        # Of Fig. 9 the text has the numbers of the first model alone.
+        assert len(row.faulty) in (columns, len(table.sweeps and table.sweeps[0].shown))
+        assert all(value is None or 10 <= value <= 100 for value in (row.clean, *row.faulty))
+
+
+def test_tables_share_what_they_can(tmp_path):
+    plan = Plan(paper_small.get_config().to_dict(), tmp_path)
+    runs = {name: set(plan.runs(table)) for name, table in TABLES.items()}
+    assert runs["1"] < runs["4"]
+    assert runs["2"] < runs["5"]
+    trained = {run for run in runs["fig9"] if run.module == "experiments.train"}
+    assert trained < runs["5"]
+    assert runs["4"] & runs["5"]  # the clean trainings
+
+
+def test_costs_of_named_rows_are_the_papers(tmp_path):
+    plan = Plan(paper_full.get_config().to_dict(), tmp_path)
+    for row in TABLES["5"].rows:
+        if not row.network.startswith("found"):
+            costs = costs_at(by_name(plan.network(row.network), 10), (32, 32, 3))
+            assert costs.flops / 1e6 == pytest.approx(row.flops, rel=2e-3)
+            assert costs.parameters / 1e6 == pytest.approx(row.parameters, rel=6e-3)
+
+
+def test_random_genotypes_are_of_their_space_and_stay():
+    texts = [random_genotype(PRIMITIVES, number) for number in range(1, 6)]
+    assert len(set(texts)) == 5
+    assert texts == [random_genotype(PRIMITIVES, number) for number in range(1, 6)]
+    for text in texts:
+        Space().parse(text)
+    assert set(random_genotype(("sep_conv_5x5",), 1).split("'")[1::2]) == {"sep_conv_5x5"}
+
+
+# Networks of §5.5
+
+
+@pytest.mark.parametrize(
+    "primitive", ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
+)
+def test_a_layer_of_a_stack_costs_what_the_primitive_does(primitive):
+    """Parameters and multiply-accumulates of the search space's own operation."""
+    from ftnas_jax.nn.primitives import layer_macs, parameter_shapes
+
+    layer = Primitive(primitive, 8)
+    x = jax.ShapeDtypeStruct((1, 6, 6, 8), np.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    shapes = parameter_shapes(primitive, 8, 8, stride=1, affine=True)
+    ours = sum(int(np.prod(s)) for part in shapes.values() for s in part.values())
+    norms = 2 if primitive.startswith("sep") else 1
+    assert count == ours
+    assert layer_macs(primitive, 8, 8, stride=1)[1::2] == [8] * norms
+
+
+def test_a_stack_halves_every_second_layer():
+    stack = Stack(primitive="dil_conv_3x3", channels=4)
+    x = jax.ShapeDtypeStruct((2, 16, 16, 3), np.float32)
+    variables = jax.eval_shape(stack.init, jax.random.key(0), x)
+    widths = [variables["params"][f"layer{i}"]["pointwise0"]["kernel"].shape[-1] for i in range(5)]
+    assert widths == [4, 8, 8, 16, 16]
+    with pytest.raises(ValueError, match="primitive is 'conv'; choose from"):
+        Stack(primitive="conv").init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+
+
+def test_random_blocks_are_drawn_in_training_alone():
+    blocks, x = RandomBlocks(layers=2, channels=2), np.ones((2, 8, 8, 3), np.float32)
+    variables = blocks.init(jax.random.key(0), x)
+
+    def gradient(key):
+        def loss(params):
+            out, _ = blocks.apply(
+                {**variables, "params": params},
+                x * np.arange(2)[:, None, None, None],
+                True,
+                rngs={"dropout": jax.random.key(key)},
+                mutable=["batch_stats"],
+            )
+            return out.sum()
+
+        grads = jax.jit(jax.grad(loss))(variables["params"])
+        return {
+            name
+            for name, own in grads.items()
+            if name.startswith("block") and any(np.any(leaf != 0) for leaf in jax.tree.leaves(own))
+        }
+
+    drawn = [gradient(key) for key in range(6)]
+    assert all(len(names) == 2 for names in drawn)  # one of each block
+    assert len(set(map(frozenset, drawn))) > 1
+    plain = blocks.apply(variables, x)
+    np.testing.assert_array_equal(plain, blocks.apply(variables, x))
+
+
+# The table
+
+
+SMALL = Table(
+    "tiny",
+    "A tiny table",
+    (Sweep("stuck", "stuck_at:ratio=0.837", (0.04, 0.2), "sign_magnitude", "adSAF, p").at(0.2),),
+    (
+        Row("Linear", "tests.small_models:Linear", "adsaf", 90.8, (69.6,), 919.0, 2.71),
+        Row("F-FT-Net", "found:mibb", "clean", 91.0, (10.0,)),
+    ),
+    "What a reader has to know.",
+)
+
+
+def scale(**fields) -> dict:
+    config = paper_small.get_config()
+    config.update(epochs=1, chips=4, images=50)
+    config.data.update(name="digits", size=8)
+    config.update(**fields)
+    return config.to_dict()
+
+
+def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch):
+    table = dataclasses.replace(SMALL, rows=SMALL.rows[:1])
+    faults = {"faults": "stuck_at:p0=0.067,p1=0.013"}
+    recipe = Plan._recipe
+    monkeypatch.setattr(Plan, "_recipe", lambda self, name: recipe(self, name) | faults)
+
+    assert paper.make([table], scale(), str(tmp_path), "list") == 0
+    listed = capfd.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in listed] == [
+        ["python", "-m", "experiments.train"],
+        ["python", "-m", "experiments.evaluate"],
+    ]
+    assert paper.make([table], scale(), str(tmp_path), devices=1) == 0
+    out = capfd.readouterr().out
+    assert f"[1/2] {listed[0]} --devices=1" in out
+    text = (tmp_path / "table-tiny.md").read_text()
+    with (tmp_path / "table-tiny.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    with (tmp_path / "eval-tests.small_models-Linear-adsaf-stuck" / "summary.csv").open() as file:
+        found = {float(own["rate"]): own for own in csv.DictReader(file)}
+    assert set(found) == {0.04, 0.2}
+    assert float(row["estimate"]) == pytest.approx(float(found[0.2]["accuracy"]))
+    assert (row["chips"], row["paper"], row["paper_clean"]) == ("4", "0.696", "0.908")
+    assert f"| Linear | p=0.08 | here | {100 * float(row['clean']):.1f} |" in text
+    assert "| | | paper | 90.8 | 69.6 | 919 | 2.71 |" in text
+    assert "over 4 chips on 50 test images" in text
+    assert set(json.loads((tmp_path / "done.json").read_text())) == {
+        "train-tests.small_models-Linear-adsaf",
+        "eval-tests.small_models-Linear-adsaf-stuck",
+    }
+    # Once more: nothing is left to run.
+    monkeypatch.setattr(paper, "_call", None)
+    assert paper.make([table], scale(), str(tmp_path)) == 0
+
+
+def test_what_is_not_there_yet_is_left_open(tmp_path):
+    text = report.write(SMALL, Plan(scale(), tmp_path))
+    assert "| F-FT-Net | clean | here | - | - | - | - |" in text
+    assert "2 of 2 accuracies are not there yet" in text
+
+
+def test_several_trainings_have_an_interval_over_trainings():
+    rows = [
+        {"accuracy": a, "accuracy_low": 0, "accuracy_high": 1, "clean": 0.9, "chips": 3}
+        for a in (0.5, 0.6, 0.7)
+    ]
+    cell = report._cell(rows)
+    # t_{2, 0.975} = 4.3027 and s = 0.1
+    half = 4.302653 * 0.1 / np.sqrt(3)
+    np.testing.assert_allclose(cell[:4], (0.6, 0.6 - half, 0.6 + half, 0.9), rtol=1e-6)
+    assert (cell.chips, cell.trainings) == (3, 3)
+    one = report._cell(rows[:1])
+    assert one[:3] == (0.5, 0, 1)
+
+
+def test_curves_are_drawn_of_sweeps_with_gaps(tmp_path):
+    sweep = dataclasses.replace(SMALL.sweeps[0], rates=(1e-5, 1e-4, 1e-3), some=())
+    table, plan = dataclasses.replace(SMALL, sweeps=(sweep,)), Plan(scale(), tmp_path)
+    assert "](table-tiny.png)" not in report.write(table, plan)
+    folder = tmp_path / plan.campaign(SMALL.rows[0], sweep, 0).name
+    folder.mkdir()
+    head = "rate,accuracy,accuracy_low,accuracy_high,clean,chips\n"
+    (folder / "summary.csv").write_text(f"{head}1e-5,0.8,0.7,0.9,0.9,4\n1e-3,0.5,0.4,0.6,0.9,4\n")
+    text = report.write(table, plan)
+    assert "| 90.0 | 80.0 ± 10.0 | - | 50.0 ± 10.0 |" in text
+    assert "](table-tiny.png)" in text
+    assert (tmp_path / "table-tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exit_code_of_a_run_is_passed_on(tmp_path, monkeypatch):
+    calls = []
+
+    def call(command):
+        calls.append(command)
+        return 143
+
+    monkeypatch.setattr(paper, "_call", call)
+    assert paper.make([SMALL], scale(), str(tmp_path)) == 143
+    assert len(calls) == 1
+    assert not (tmp_path / "done.json").exists()
+    assert not (tmp_path / "table-tiny.md").exists()
+
+
+def test_signals_reach_the_run():
+    program = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
+    assert paper_call(program) == 128 + signal.SIGTERM
+
+
+def paper_call(program: str) -> int:
+    return paper._call([sys.executable, "-c", program])
