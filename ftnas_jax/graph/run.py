@@ -10,7 +10,7 @@ from jax import lax
 
 from ftnas_jax.faults import DefectMap
 from ftnas_jax.fixed_point import fraction_length
-from ftnas_jax.graph.depthwise import is_fast_depthwise, run_depthwise
+from ftnas_jax.graph.convolutions import is_ours, run_convolution
 from ftnas_jax.graph.graph import Graph, Node, Value, evaluate
 from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.nn.hardware import (
@@ -94,8 +94,8 @@ class Run:
             return self._scan(node, plan.bodies[node][0], values, draw, seen)
         if node.name == "cond":
             return self._cond(node, plan.bodies[node], values, draw)
-        if is_fast_depthwise(node):
-            return run_depthwise(node, values)
+        if is_ours(node):
+            return run_convolution(node, values)
         return evaluate(node, values)
 
     def _scan(self, node: Node, plan: Plan, values, draw: Draw, seen: Observed):
