@@ -49,7 +49,7 @@ class Plan:
         self.scale, self.folder = scale, folder
 
     def runs(self, table: Table) -> list[Run]:
-        """All runs of a table, those that others need before them."""
+        """All runs of a table, row by row, those that others need before them."""
         found: dict[Run, None] = {}
         for row in table.rows:
             search = _search_of(row.network)
@@ -58,7 +58,7 @@ class Plan:
             for seed in range(self.scale["seeds"]):
                 found[self.training(row, seed)] = None
                 found |= dict.fromkeys(self.campaign(row, sweep, seed) for sweep in table.sweeps)
-        return sorted(found, key=lambda run: _ORDER.index(run.module))
+        return list(found)
 
     def search(self, name: str) -> Run:
         """The search of a config."""
@@ -154,9 +154,6 @@ class Plan:
 
     def _data_dir(self) -> Sequence[str]:
         return ("--data_dir", self.scale["data"]["data_dir"])
-
-
-_ORDER = ("experiments.search", "experiments.train", "experiments.evaluate")
 
 
 def _search_of(network: str) -> str | None:
