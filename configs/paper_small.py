@@ -20,6 +20,6 @@ def get_config() -> ConfigDict:
     config.p_m = "3e-4"
     config.search.epochs = 4
     config.search.channels = 8
-    config.chips = 16
-    config.images = 2000
+    config.chips = 8
+    config.images = 1000
     return config
