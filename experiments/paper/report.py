@@ -206,18 +206,22 @@ def _share(percent: float | None) -> float | None:
 
 
 def _draw(table: Table, cells) -> Figure:
-    """A panel for each sweep, a line with its interval for each row, the paper's dashed."""
+    """A panel for each sweep, a line with its interval for each row, the paper's dashed.
+
+    An architecture has one colour; hollow squares are trained without faults.
+    """
+    colors = dict(zip(dict.fromkeys(row.label for row in table.rows), PALETTE * 2, strict=False))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.6 + 4.2 * len(table.sweeps), 4.4), layout="constrained")
         panels = figure.subplots(1, len(table.sweeps), sharey=True, squeeze=False)[0]
         done = 0
         for axes, sweep in zip(panels, table.sweeps, strict=True):
-            for place, row in enumerate(table.rows):
-                color, mark = PALETTE[place % len(PALETTE)], "s" if row.recipe == "clean" else "o"
+            for row in table.rows:
+                color, clean = colors[row.label], row.recipe == "clean"
                 values = 100 * np.array([cell[:3] for cell in cells[row, sweep]])
-                style = {"color": color, "marker": mark, "markersize": 4}
-                how = "" if row.recipe == "clean" else ", FTT"
-                axes.plot(sweep.shown, values[:, 0], label=row.label + how, **style)
+                mark = {"marker": "s", "markerfacecolor": "white"} if clean else {"marker": "o"}
+                label = row.label if clean else f"{row.label}, FTT"
+                axes.plot(sweep.shown, values[:, 0], label=label, color=color, markersize=5, **mark)
                 axes.fill_between(
                     sweep.shown, values[:, 1], values[:, 2], color=color, alpha=0.2, linewidth=0
                 )
