@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import cli, evaluate_report, trained
 from ftnas_jax.campaigns.campaign import Campaign, Position, Run
-from ftnas_jax.campaigns.points import Point, as_models, points
+from ftnas_jax.campaigns.points import Point, as_models, points, told_apart
 from ftnas_jax.campaigns.sensitivity import open_sensitivity
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.single import SingleFaults
@@ -57,7 +57,9 @@ _LEVEL = flags.DEFINE_float("level", 0.95, "Of all intervals.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of all chips.", lower_bound=0)
 _IMAGES = flags.DEFINE_integer("images", 0, "Only the first so many test images; 0 for all.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Images at a time; 0 for about 256.")
-_CHUNK = flags.DEFINE_integer("chunk", 0, "Chips at once on a device; 0 for what is best.")
+_CHUNK = flags.DEFINE_integer(
+    "chunk", 0, "Chips at once on a device; 0 for what is best, at most 256."
+)
 _MEMORY = flags.DEFINE_float("memory", 0.0, "GiB of a device that may be taken; 0 for all.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Of the data set; by default that of the training.")
 _BY = flags.DEFINE_list(
@@ -101,13 +103,13 @@ def evaluate(workdir: str, devices: list[Any]) -> int:
             found = attentive(job.run, asked, display)
             if not stop.requested and is_first():
                 found = job.table() if isinstance(job, SingleFaults) else found
-                evaluate_report.write(workdir, job.settings, found, runs, devices)
+                evaluate_report.write(workdir, job.settings, found, runs, devices, _SEED.value)
                 progress.log(f"\n{found}\n\nresults: {workdir}/README.md")
             return stop.exit_code
 
 
 def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any]) -> Campaign:
-    test_set, key = _test_set(runs), jax.random.key(_SEED.value)
+    test_set, key = _test_set(runs), jax.random.key(_SEED.value, impl="threefry2x32")
     there = jax.devices() if jax.process_count() > 1 else devices
     options: dict[str, Any] = {
         "batch_size": _BATCH_SIZE.value or None,
@@ -145,6 +147,10 @@ def check_flags() -> None:
         raise InputError("name the faults: --faults stuck_at:p0=0.067,p1=0.013")
     if _FAULTS.value and _SINGLE.value:
         raise InputError("--single_faults flips single bits; it takes no --faults")
+    if _SINGLE.value and (_RATES.value or _TIMES.value or _CHIPS.value or _SWEEP.value):
+        raise InputError("--single_faults takes no --rates, --times, --chips or --sweep")
+    if _BY.value and _SWEEP.value:
+        raise InputError("--by looks at faults at one rate; it takes no --sweep")
     if (_BY.value or _SINGLE.value) and len(_RUN.value) > 1:
         raise InputError("--by and --single_faults look at one network; name one --run")
     if _BY.value and (_RATES.value or _TIMES.value or len(_FAULTS.value) > 1):
@@ -166,14 +172,16 @@ def _settings() -> Settings:
     return Settings(chips, margin, min(_MIN_CHIPS.value, chips), _LEVEL.value)
 
 
-def _points() -> list[Point]:
+def _points() -> tuple[Point, ...]:
     rates, times = _numbers("rates", _RATES.value), _numbers("times", _TIMES.value)
     with as_input_error():
-        return [
-            point
-            for text in _FAULTS.value
-            for point in points(as_models(text), rates, times, _SWEEP.value or None)
-        ]
+        return told_apart(
+            [
+                point
+                for text in _FAULTS.value
+                for point in points(as_models(text), rates, times, _SWEEP.value or None)
+            ]
+        )
 
 
 def _numbers(name: str, texts: Sequence[str]) -> list[float] | None:

@@ -11,7 +11,7 @@ from experiments.durations import duration
 from experiments.trained import Trained
 from ftnas_jax import machine, plots
 from ftnas_jax.campaigns.campaign import Position
-from ftnas_jax.campaigns.outcome import Outcome, Report
+from ftnas_jax.campaigns.outcome import Outcome, Report, level_text
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.single import SingleFaultTable
 
@@ -47,14 +47,15 @@ def write(
     found: Report | SingleFaultTable,
     runs: Sequence[Trained],
     devices: Sequence[Any],
+    seed: int,
 ) -> None:
     """Write summary.csv, differences.csv, the pictures and README.md of a campaign."""
     folder = Path(workdir)
     found.write_csv(folder)
     if isinstance(found, Report):
-        text = _readme(folder, settings, found, runs, devices, _draw(found, folder))
+        text = _readme(folder, settings, found, runs, devices, seed, _draw(found, folder))
     else:
-        text = _single_readme(found, runs, devices)
+        text = _single_readme(folder, found, runs, devices, seed)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -71,11 +72,13 @@ def _draw(report: Report, folder: Path) -> str:
     return "![Every chip](chips.png)"
 
 
-def _single_readme(table: SingleFaultTable, runs, devices: Sequence[Any]) -> str:
+def _single_readme(
+    folder: Path, table: SingleFaultTable, runs, devices: Sequence[Any], seed: int
+) -> str:
     lines = [
         f"# Single faults of {runs[0].name}",
         "",
-        *_command(runs, devices),
+        *_command(runs, devices, seed),
         "",
         "```",
         str(table),
@@ -85,19 +88,27 @@ def _single_readme(table: SingleFaultTable, runs, devices: Sequence[Any]) -> str
         "images than is allowed. Intervals of strata are exact, by the hypergeometric "
         "distribution; that of the whole weighs the strata by their size.",
         "",
+        *_files(folder),
+        "",
     ]
     return "\n".join(lines)
 
 
 def _readme(
-    folder: Path, settings: Settings, report: Report, runs, devices: Sequence[Any], picture: str
+    folder: Path,
+    settings: Settings,
+    report: Report,
+    runs: Sequence[Trained],
+    devices: Sequence[Any],
+    seed: int,
+    picture: str,
 ) -> str:
     differences = report.differences()
     return "\n".join(
         [
             f"# Campaign {folder.name}",
             "",
-            *_what_it_was(settings, report, runs, devices),
+            *_what_it_was(settings, report, runs, devices, seed),
             "",
             "## Accuracy",
             "",
@@ -106,13 +117,15 @@ def _readme(
             picture,
             "",
             *(["## On the same chips", "", *_differences(differences), ""] if differences else []),
-            *_FILES,
+            *_files(folder),
             "",
         ]
     )
 
 
-def _what_it_was(settings: Settings, report: Report, runs: Sequence[Trained], devices) -> list[str]:
+def _what_it_was(
+    settings: Settings, report: Report, runs: Sequence[Trained], devices: Sequence[Any], seed: int
+) -> list[str]:
     images = report.outcomes[0].images
     wanted = (
         f"{settings.chips} chips at every point"
@@ -122,21 +135,28 @@ def _what_it_was(settings: Settings, report: Report, runs: Sequence[Trained], de
         "for having looked"
     )
     return [
-        *_command(runs, devices),
+        *_command(runs, devices, seed),
         *(f"- faults: `{text}`" for text in _faults(report)),
         f"- {images} test images of {runs[0].data_name}; {wanted}",
+        *(
+            f"- margin not reached: {one.place}, after {len(one.chips)} chips"
+            for one in report.outcomes
+            if one.reached is False
+        ),
     ]
 
 
 def _faults(report: Report) -> list[str]:
-    """Texts of the points, of each sweep the first."""
-    first: dict[tuple[str, ...], str] = {}
+    """Texts of the points, of each sweep and of all groups of layers the first."""
+    first: dict[str, str] = {}
     for outcome in report.outcomes:
-        first.setdefault(tuple(m.name for m in outcome.point.faults), outcome.point.text)
+        point: Any = outcome.point
+        grouped = point.group is not None or point.bit is not None
+        first.setdefault(point.names if grouped else point.sweep or point.text, point.text)
     return list(first.values())
 
 
-def _command(runs: Sequence[Trained], devices: Sequence[Any]) -> list[str]:
+def _command(runs: Sequence[Trained], devices: Sequence[Any], seed: int) -> list[str]:
     return [
         "```",
         f"python -m experiments.evaluate {shlex.join(sys.argv[1:])}",
@@ -144,11 +164,12 @@ def _command(runs: Sequence[Trained], devices: Sequence[Any]) -> list[str]:
         "",
         *(f"- network: {run.name}, {run.description}" for run in runs),
         f"- machine: {machine.describe(devices)}",
+        f"- seed: {seed}",
     ]
 
 
 def _accuracies(outcomes: Sequence[Outcome]) -> list[str]:
-    level = f"{outcomes[0].level:.0%}".replace("%", " %")
+    level = level_text(outcomes[0].level)
     lines = [
         "| network | faults | chips | clean | accuracy | interval | ± images | deviation "
         "| worst 5 % | interval | SDC rate |",
@@ -196,15 +217,20 @@ def _percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.2f}"
 
 
-_FILES = [
-    "## Files",
-    "",
-    "| file | what is in it |",
-    "|---|---|",
-    "| summary.csv | a row for each network and point: mean, intervals, worst chips, SDC rate |",
-    "| differences.csv | of several networks, each against the first, chip by chip |",
-    "| chips.csv | a row for each network, point and chip |",
-    "| rights.bin | for each row of chips.csv a bit for each image, whether its class was right |",
-    "| chips.png, curves.png | every chip; accuracy over the rate or time |",
-    "| config.json, networks.json | what it takes to go on |",
-]
+def _files(folder: Path) -> list[str]:
+    """A table of the files that are there."""
+    lines = [f"| {name} | {what} |" for name, what in _FILES.items() if (folder / name).exists()]
+    return ["## Files", "", "| file | what is in it |", "|---|---|", *lines]
+
+
+_FILES = {
+    "summary.csv": "a row for each network and point, or stratum of faults, with intervals",
+    "differences.csv": "of several networks, each against the first, chip by chip",
+    "chips.csv": "a row for each network, point and chip",
+    "rights.bin": "for each row of chips.csv a bit for each image, whether its class was right",
+    "chips.png": "every chip",
+    "curves.png": "accuracy over the rate or time",
+    "sensitivity.png": "what each group of layers, or each bit, costs",
+    "config.json": "what it takes to go on",
+    "networks.json": "digests and clean accuracies of the networks, to go on with",
+}

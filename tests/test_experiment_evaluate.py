@@ -74,6 +74,9 @@ def test_a_sweep_of_two_networks(tmp_path, networks, capsys):
     assert [(row["network"], row["minus"]) for row in differences] == [("second", "first")] * 3
     page = (tmp_path / "README.md").read_text()
     assert "| first | stuck_at 0.05 | 6 |" in page
+    assert "- seed: 0\n" in page
+    assert "| curves.png |" in page
+    assert "| sensitivity.png |" not in page
     assert "stuck_at:p0=0.04,p1=0.01" not in page  # only the first of a sweep is written out
     for name in ("curves.png", "curves.svg", "chips.png"):
         assert (tmp_path / name).stat().st_size > 1000
@@ -102,16 +105,38 @@ def test_a_margin_is_in_points_and_a_plan_says_what_it_takes(tmp_path, networks,
     assert "chips in all" in capsys.readouterr().out
 
 
+def test_two_sweeps_of_a_model_and_a_margin_that_is_not_reached(tmp_path, networks):
+    given = {"run": networks[:1], "rates": ["0.1", "0.2"], "level": 0.999}
+    given |= {"margin": 0.01, "chips": 8, "min_chips": 4}
+    texts = ["stuck_at:ratio=0.75", "stuck_at:ratio=0.25"]
+    assert _evaluate(tmp_path, faults=texts, **given) == 0
+    page = (tmp_path / "README.md").read_text()
+    for text in texts:
+        assert f"| first | {text} 0.2 | 8 |" in page
+        assert f"- margin not reached: first under {text} 0.1, after 8 chips" in page
+    assert page.count("- faults: ") == 2
+    assert "Intervals at 99.9 %" in page
+    assert [row["reached"] for row in _rows(tmp_path, "summary.csv")] == ["False"] * 4
+
+
 def test_layers_and_bits_and_single_faults(tmp_path, networks):
     given = {"run": networks[:1], "by": ["layer", "bit"], "chips": 2}
     assert _evaluate(tmp_path / "by", faults=["bit_flip:rate=0.1"], **given) == 0
     assert len(_rows(tmp_path / "by", "summary.csv")) == 8
     assert (tmp_path / "by" / "sensitivity.png").exists()
+    page = (tmp_path / "by" / "README.md").read_text()
+    assert "| sensitivity.png |" in page
+    assert "| curves.png |" not in page
+    assert page.count("- faults: ") == 1
     single = {"run": networks[:1], "by": ["bit"], "single_faults": True, "margin": 30.0}
     assert _evaluate(tmp_path / "single", **single) == 0
     rows = _rows(tmp_path / "single", "summary.csv")
     assert [row["bit"] for row in rows] == [*"01234567", ""]
-    assert "critical in all" in (tmp_path / "single" / "README.md").read_text()
+    page = (tmp_path / "single" / "README.md").read_text()
+    assert "critical in all" in page
+    assert "- seed: 0\n" in page
+    assert "| summary.csv |" in page
+    assert "| chips.png |" not in page
 
 
 def test_age_is_swept_as_a_rate_is(tmp_path, networks):
@@ -169,6 +194,12 @@ def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, netw
         ({"run": ["x"], "faults": ["mibb"], "by": ["bit"], "rates": ["0.1"]}, "at one rate"),
         ({"run": ["x"], "faults": ["mibb"], "single_faults": True}, "takes no --faults"),
         ({"run": ["x"], "faults": ["mibb"], "processes": 2}, "go together"),
+        ({"run": ["x"], "faults": ["mibb", "mibb"]}, "is visited twice"),
+        ({"run": ["x"], "faults": ["mibb"], "by": ["layer"], "sweep": "mibb"}, "takes no --sweep"),
+        ({"run": ["x"], "single_faults": True, "rates": ["0.1"]}, "takes no --rates"),
+        ({"run": ["x"], "single_faults": True, "times": ["2"]}, "takes no --rates, --times"),
+        ({"run": ["x"], "single_faults": True, "chips": 3}, "--chips"),
+        ({"run": ["x"], "single_faults": True, "sweep": "mibb"}, "--sweep"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(tmp_path, given, message):

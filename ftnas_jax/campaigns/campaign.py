@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from ftnas_jax.campaigns.outcome import Outcome, Report
-from ftnas_jax.campaigns.points import Visited, as_models, points
+from ftnas_jax.campaigns.points import Visited, as_models, points, told_apart
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.store import Store
-from ftnas_jax.campaigns.subject import Subject, as_subject
+from ftnas_jax.campaigns.subject import NO_CLASS, Subject, as_subject
 from ftnas_jax.campaigns.trials import Predict, Trials, batches
 from ftnas_jax.faults import FaultModel
 from ftnas_jax.nn.hardware import Hardware
@@ -118,9 +118,9 @@ class Campaign:
         for subject in subjects:
             for point in visited:
                 subject.on(point.faults)  # refuses faults that the number formats cannot have
-        self.subjects, self.points = tuple(subjects), tuple(visited)
+        self.subjects, self.points = tuple(subjects), told_apart(visited)
         self.settings = settings
-        self._key, self._batch_size, self._run = key, batch_size, run
+        self._key, self._batch_size, self._run = _checked_key(key), batch_size, run
         self._trials: tuple[Any, Trials] | None = None
         self._clean: dict[str, np.ndarray] = {}
         self._speed: dict[str, float] = {}
@@ -199,6 +199,9 @@ class Campaign:
         if not numbers:
             return
         trials, clean = self._prepared(subject, point)
+        # Devices compute whole chunks: what fills one up are the next chips, whose rows are kept.
+        filled = numbers[0] + -(-len(numbers) // trials.chunk) * trials.chunk
+        numbers = list(range(numbers[0], max(wanted, min(filled, self._most(point)))))
         began, made = time.monotonic(), 0
         faults = self._fault_numbers(subject, point, numbers)
         for count, classes in trials.run(self._shared(subject, point), faults, stop):
@@ -217,6 +220,7 @@ class Campaign:
             own = Trials(
                 *(self._predict(subject), subject.variables, self._images, shared),
                 width=fault.shape[-1],
+                most=max(map(self._most, self.points)),
                 name=subject.name,
                 batch_size=self._batch_size,
                 chunk=self._run.chunk,
@@ -227,6 +231,7 @@ class Campaign:
         trials = self._trials[1]
         if subject.name not in self._clean:
             clean = next(trials.run(shared, fault))[1][0]
+            _check_clean(subject.name, clean)
             self._clean[subject.name] = clean
             self._store.note_clean(subject.name, int(np.sum(clean == self._labels)))
         return trials, self._clean[subject.name]
@@ -238,7 +243,7 @@ class Campaign:
 
     def _shared(self, subject: Subject, point: Any) -> Any:
         """What all chips at a point have in common: rates are arrays, so one program does."""
-        rates = jax.tree.map(_as_array, point.program or point.faults)
+        rates = jax.tree_util.tree_map_with_path(_as_array, point.program or point.faults)
         return rates, np.asarray(jax.random.key_data(self._key)), np.bool_(True)
 
     def _sound(self, subject: Subject, point: Any) -> tuple[Any, np.ndarray]:
@@ -251,6 +256,10 @@ class Campaign:
 
     def _chips(self, subject: Subject, point: Visited) -> list:
         return self._store.table.chips(subject.name, point)
+
+    def _most(self, point: Any) -> int:
+        """Chips that a network may need at a point."""
+        return 1 if point.sound else self.settings.chips
 
     def _verdict(self, subject: Subject, point: Visited):
         return self.settings.judge(point, self._accuracies(subject, point))
@@ -266,7 +275,7 @@ class Campaign:
         clean = self._store.clean(subject.name) / len(self._labels)
         own = tuple(chips[: verdict.chips])
         counts = (subject.name, point, len(self._labels), clean, own)
-        return Outcome(*counts, self.settings.level, verdict.critical)
+        return Outcome(*counts, self.settings.level, verdict.critical, verdict.reached)
 
     def _position(self, subject: Subject, point: Visited) -> Position:
         cells = [(s, p) for s in self.subjects for p in self.points]
@@ -398,9 +407,24 @@ def compare(
     return report
 
 
-def _as_array(number: Any) -> np.ndarray:
-    whole = isinstance(number, int | np.integer)
+def _as_array(path: tuple[Any, ...], number: Any) -> np.ndarray:
+    """Of a field: whole where it chooses a bit or a group, else float32, also where it is a 0."""
+    whole = getattr(path[-1], "name", None) in ("bit", "selected")
     return np.asarray(number, np.int32 if whole else np.float32)
+
+
+def _checked_key(key: Any) -> jax.Array:
+    try:
+        data, kind = jax.random.key_data(key), str(jax.random.key_impl(key))
+    except TypeError:
+        raise ValueError(f"key is {key!r}; give a typed key, as jax.random.key(0)") from None
+    # Others draw other numbers for a chip alone than for several at once.
+    if "threefry2x32" not in kind or data.shape != (2,):
+        raise ValueError(
+            f"key is {list(key.shape)} of {kind}; give one key, as "
+            'jax.random.key(0, impl="threefry2x32")'
+        )
+    return key
 
 
 def _checked(test_set: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -411,7 +435,18 @@ def _checked(test_set: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
         )
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype}{list(labels.shape)}; give whole numbers [N]")
+    if labels.min() < 0:
+        raise ValueError(f"a label is {labels.min()}; classes count from 0")
     return images.astype(np.float32), labels.astype(np.int32)
+
+
+def _check_clean(name: str, classes: np.ndarray) -> None:
+    unknown = int(np.sum(classes == NO_CLASS))
+    if unknown:
+        raise ValueError(
+            f"{name}: {unknown} of {len(classes)} images have NaN logits without any fault; "
+            "a campaign takes a network that classifies on sound hardware"
+        )
 
 
 def _check_names(names: Sequence[str]) -> None:

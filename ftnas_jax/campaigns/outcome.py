@@ -30,7 +30,8 @@ class Outcome:
         clean: accuracy without faults, on the same hardware.
         chips: those that count, in their order.
         level: of the intervals.
-        critical: in place of Student's quantile, where the campaign stopped at a margin.
+        critical: in place of Student's quantile, where the campaign is to stop at a margin.
+        reached: whether it did; None where it has no margin.
     """
 
     network: str
@@ -40,6 +41,7 @@ class Outcome:
     chips: tuple[Chip, ...]
     level: float = 0.95
     critical: float | None = None
+    reached: bool | None = None
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -72,6 +74,11 @@ class Outcome:
         rights = count_rights(self.chips, self.images)
         return statistics.image_error(rights, self.accuracies)
 
+    @property
+    def place(self) -> str:
+        """The network and the point, in short."""
+        return f"{self.network} under {self.point.label}"
+
     def worst(self, share: float) -> Interval:
         """The accuracy that a share of all chips, the worst ones, do not exceed."""
         if self.point.sound:
@@ -92,18 +99,16 @@ class Outcome:
         row |= columns("accuracy", self.accuracy)
         row |= {"deviation": self.deviation, "image_error": self.image_error}
         row |= columns("worst_5", self.worst(0.05)) | columns("worst_1", self.worst(0.01))
-        return row | columns("sdc_rate", self.sdc_rate) | {"level": self.level}
+        row |= columns("sdc_rate", self.sdc_rate)
+        return row | {"level": self.level, "reached": self.reached}
 
     def __str__(self) -> str:
         accuracy, chips = self.accuracy, len(self.chips)
         return (
-            (
-                f"clean {self.clean:.1%} | faulty {accuracy.estimate:.1%} ± "
-                f"{100 * accuracy.half_width:.1f} ({self.level:.0%}, {chips} chips) | "
-                f"worst 5 % chip {self.worst(0.05).estimate:.1%}"
-            )
-            .replace("%", " %")
-            .replace("5  %", "5 %")
+            f"clean {100 * self.clean:.1f} % | faulty {100 * accuracy.estimate:.1f} % ± "
+            f"{100 * accuracy.half_width:.1f} ({level_text(self.level)}, {chips} chips) | "
+            f"worst 5 % chip {100 * self.worst(0.05).estimate:.1f} %"
+            f"{' | margin not reached' if self.reached is False else ''}"
         )
 
     def _mean(self, values: np.ndarray, critical: float | None) -> Interval:
@@ -155,7 +160,7 @@ class Report:
 
     def differences(self) -> tuple[Difference, ...]:
         """Every later network against the first, at every point that both visited."""
-        first = self.outcomes[0].network
+        first = next(iter(self.by_network()), None)
         base = {o.point.text: o for o in self.outcomes if o.network == first}
         return tuple(
             _difference(outcome, base[outcome.point.text])
@@ -171,16 +176,21 @@ class Report:
         return found
 
     def __str__(self) -> str:
+        if not self.outcomes:
+            return "no chips yet"
         if len(self.outcomes) == 1:
             return str(self.outcomes[0])
         differences = self.differences()
         parts = [text_table([_HEADER, *map(_cells, self.outcomes)])]
         if differences:
             parts.append(text_table([_DIFFERENCE_HEADER, *map(_difference_cells, differences)]))
-        level = f"{self.outcomes[0].level:.0%}".replace("%", " %")
+        level = level_text(self.outcomes[0].level)
         parts.append(
             f"In percent; intervals over chips at {level}; ± i: standard error from images"
         )
+        parts += [
+            f"margin not reached: {one.place}" for one in self.outcomes if one.reached is False
+        ]
         return "\n\n".join(parts)
 
     def write_csv(self, folder: str | Path) -> None:
@@ -205,6 +215,11 @@ def _difference(outcome: Outcome, base: Outcome) -> Difference:
     unlike = count_unlike(own_chips, base_chips, images)
     error = statistics.image_error(rights, ours - theirs, unlike)
     return Difference((outcome.network, base.network), outcome.point, interval, error, count)
+
+
+def level_text(level: float) -> str:
+    """A level of confidence in percent, with as many digits as it has."""
+    return f"{100 * level:g} %"
 
 
 def columns(name: str, interval: Interval) -> dict[str, float]:

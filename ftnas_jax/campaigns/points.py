@@ -1,10 +1,10 @@
 """The points of a sweep: fault models at several rates, or after several times."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from ftnas_jax.faults import FaultModel, format_text, parse
+from ftnas_jax.faults import FaultModel, StuckAt, format_text, parse
 
 Faults = tuple[FaultModel, ...]
 
@@ -18,6 +18,7 @@ class Visited(Protocol):
         time: that was swept, if any.
         text: its name.
         label: the same, short: what makes it differ from the other points of a sweep.
+        sweep: name of the sweep that it belongs to, None where nothing was swept.
         sound: whether nothing can fail: all chips are alike.
     """
 
@@ -32,7 +33,12 @@ class Visited(Protocol):
     @property
     def label(self) -> str: ...
     @property
+    def sweep(self) -> str | None: ...
+    @property
     def sound(self) -> bool: ...
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Visited)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Point:
         bit: that fails alone, None where all do that the models name.
         program: the same models in the form in which one program serves many points; None where
             that is how they stand in `faults`.
+        sweep: the models as text without what was swept, or as short as `told_apart` makes it; None
+            where nothing was.
     """
 
     faults: Faults
@@ -55,6 +63,7 @@ class Point:
     group: str | None = None
     bit: int | None = None
     program: Faults | None = None
+    sweep: str | None = None
 
     @property
     def text(self) -> str:
@@ -62,13 +71,18 @@ class Point:
         return format_text(self.faults)
 
     @property
+    def names(self) -> str:
+        """Of the models."""
+        return "+".join(model.name for model in self.faults)
+
+    @property
     def label(self) -> str:
         """What makes it differ from the other points of a sweep."""
-        names = "+".join(model.name for model in self.faults)
+        sweep = self.sweep or self.names
         if self.rate is not None:
-            return f"{names} {self.rate:g}"
+            return f"{sweep} {self.rate:g}"
         if self.time is not None:
-            return f"{names}, time {self.time:g}"
+            return f"{sweep}, time {self.time:g}"
         parts = [self.group or ""] + ([] if self.bit is None else [f"bit {self.bit}"])
         return " ".join(filter(None, parts)) or self.text
 
@@ -120,17 +134,57 @@ def points(
             raise ValueError(f"the {name}s are {list(values)}; give at least one, each once")
     if rates is not None:
         place = _swept(faults, sweep)
-        return tuple(Point(_replaced(faults, place, float(r)), rate=float(r)) for r in rates)
+        swept = [_replaced(faults, place, float(rate)) for rate in rates]
+        texts = [format_text(model) for model in faults]
+        texts[place] = _without_rate(faults[place])
+        return tuple(
+            Point(own, rate=float(rate), sweep="+".join(texts))
+            for own, rate in zip(swept, rates, strict=True)
+        )
     if times is not None:
         if not any(model.ages for model in faults):
             raise ValueError(
                 f"time acts on none of {format_text(faults)}; persistent faults accumulate, and "
                 "drift moves conductances"
             )
+        sweep = format_text(faults)
         return tuple(
-            Point(tuple(m.at_time(float(t)) for m in faults), time=float(t)) for t in times
+            Point(tuple(m.at_time(float(t)) for m in faults), time=float(t), sweep=sweep)
+            for t in times
         )
     return (Point(faults),)
+
+
+def told_apart(visited: Sequence[AnyPoint]) -> tuple[AnyPoint, ...]:
+    """The points of a campaign, each sweep with a name as short as tells it from the others.
+
+    Raises:
+        ValueError: a point is there twice. Without faults, as at a rate of 0, sweeps may share one.
+    """
+    seen = [point.text if not point.sound else (point.text, point.sweep) for point in visited]
+    for place, one in enumerate(seen):
+        if one in seen[:place]:
+            raise ValueError(f"{visited[place].text} is visited twice; name faults and rates once")
+    sweeps: dict[str, set[str]] = {}
+    for point in visited:
+        if isinstance(point, Point) and point.sweep is not None:
+            sweeps.setdefault(point.names, set()).add(point.sweep)
+    return tuple(_shortened(point, sweeps) for point in visited)
+
+
+def _shortened(point: Any, sweeps: Mapping[str, set[str]]) -> Any:
+    if isinstance(point, Point) and len(sweeps.get(point.names, ())) == 1:
+        return dataclasses.replace(point, sweep=point.sweep and point.names)
+    return point
+
+
+def _without_rate(model: FaultModel) -> str:
+    """The model's text without its rate; of stuck cells with the proportion, which stays."""
+    name, _, rest = format_text(model).partition(":")
+    fields = [field for field in rest.split(",") if field.partition("=")[0] not in model.rates]
+    if isinstance(model, StuckAt):
+        fields.insert(0, f"ratio={float(model.p0) / float(model.rate):.12g}")
+    return ":".join(filter(None, (name, ",".join(filter(None, fields)))))
 
 
 def _swept(faults: Faults, sweep: str | None) -> int:

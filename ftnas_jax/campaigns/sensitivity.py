@@ -227,7 +227,11 @@ def open_sensitivity(
     if own_programs is not None:
         return campaign(own_programs)
     job = campaign(False)
-    speed = job.speed()
+    try:
+        speed = job.speed()
+    except BaseException:
+        job.close()
+        raise
     # What comes before a group is half of the network on average.
     saved = 0.0 if speed is None else speed.seconds_a_chip * settings.chips / 2
     if speed is None or agree(saved - speed.compile_seconds) <= 0:

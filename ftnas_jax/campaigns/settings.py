@@ -17,11 +17,13 @@ class Verdict(NamedTuple):
         chips: how many count where it is enough, else how many there should be to look again.
         enough: whether no more are needed.
         critical: of the interval, in place of Student's quantile; None for that.
+        reached: whether they ended at the margin; None where there is none.
     """
 
     chips: int
     enough: bool
     critical: float | None = None
+    reached: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +66,18 @@ class Settings:
         """Whether the accuracies of the chips at a point, in their order, are enough."""
         there = len(accuracies)
         if point.sound:
-            return Verdict(1, there >= 1)
+            reached = None if self.margin is None else there >= 1
+            return Verdict(1, there >= 1, reached=reached)
         if self.margin is None:
             return Verdict(self.chips, there >= self.chips)
         rule = self._rule()
-        if there < self.min_chips:
-            return Verdict(self.min_chips, False)
-        decision = stopping.decide(accuracies, self.margin, rule)
-        if decision.stop:
-            return Verdict(decision.chips, True, rule.critical(decision.chips))
-        return Verdict(next(look for look in rule.looks if look > there), False)
+        if there:
+            decision = stopping.decide(accuracies, self.margin, rule)
+            if decision.stop:
+                critical = rule.critical(decision.chips)
+                return Verdict(decision.chips, True, critical, decision.reached)
+        wanted = next(look for look in rule.looks if look > there)
+        return Verdict(wanted, False, rule.critical(there) if there > 1 else None, False)
 
     def expected(self, point: Visited, accuracies: Sequence[float]) -> int:
         """About how many chips it will take, by those that are there."""

@@ -13,6 +13,7 @@ This is no estimate of accuracy at a fault rate, for which a chip is the samplin
 """
 
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from ftnas_jax.campaigns import finite
 from ftnas_jax.campaigns.campaign import Campaign, Run
-from ftnas_jax.campaigns.outcome import columns, write_rows
+from ftnas_jax.campaigns.outcome import columns, level_text, write_rows
 from ftnas_jax.campaigns.settings import Settings, Verdict
 from ftnas_jax.campaigns.statistics import Interval
 from ftnas_jax.campaigns.subject import Subject, as_subject
@@ -64,6 +65,7 @@ class Stratum:
     faults: tuple[()] = dataclasses.field(default=(), init=False)  # no fault model acts
     rate: None = dataclasses.field(default=None, init=False)
     time: None = dataclasses.field(default=None, init=False)
+    sweep: None = dataclasses.field(default=None, init=False)
     sound: bool = dataclasses.field(default=False, init=False)
 
     @property
@@ -119,10 +121,10 @@ class SingleFaultTable:
     def __str__(self) -> str:
         head = ("layer", "bit", "faults", "drawn", "critical %", "interval", "images changed %")
         table = text_table([head, *map(_cells, self.rows)])
-        level = f"{self.share.level:.0%}".replace("%", " %")
+        level, clean = level_text(self.share.level), _percent(self.clean)
         return (
             f"{table}\n\ncritical in all: {_percent(self.share.estimate)} % of {self.population:,} "
-            f"faults, {_ends(self.share)} at {level}; clean accuracy {_percent(self.clean)} %"
+            f"faults, {_ends(self.share)} at {level}; clean accuracy {clean} %"
         )
 
     def write_csv(self, folder: str | Path) -> None:
@@ -212,12 +214,22 @@ class SingleFaults(Campaign):
         lengths = [fraction_length(jnp.asarray(arrays[place]), fmt) for place in self._leaves]
         self._lengths = np.array(lengths, np.int32)
         names = [layer_path(name) for _, name in found]
+        self._population = [
+            f"{name} {size}" for (_, name), size in zip(found, self._sizes, strict=True)
+        ]
         self._strata = _strata(names, self._sizes, fmt, by, margin, level)
         super().__init__([subject], test_set, self._strata, key, Settings(level=level), **options)
 
     def table(self) -> SingleFaultTable:
-        """What is known so far; every stratum has a fault at least."""
+        """What is known so far.
+
+        Raises:
+            ValueError: no fault of some stratum was drawn yet.
+        """
         subject, images = self.subjects[0], len(self._labels)
+        for stratum in self._strata:
+            if not self._chips(subject, stratum):
+                raise ValueError(f"no fault of {stratum.text} was drawn yet; go on to have a table")
         clean = self._store.clean(subject.name)
         rows = []
         for stratum in self._strata:
@@ -238,8 +250,16 @@ class SingleFaults(Campaign):
         population = sum(row.stratum.population for row in rows)
         return SingleFaultTable(tuple(rows), whole, population, clean / images)
 
+    def _identity(self) -> dict[str, Any]:
+        """Fault numbers count the weights that may fail: of others they are other faults."""
+        population = hashlib.sha256("\n".join(self._population).encode()).hexdigest()
+        return super()._identity() | {"population": population}
+
     def _verdict(self, subject: Subject, point: Any) -> Verdict:
         return Verdict(point.wanted, len(self._chips(subject, point)) >= point.wanted)
+
+    def _most(self, point: Any) -> int:
+        return point.wanted
 
     def _expected(self, subject: Subject, point: Any) -> int:
         return point.wanted
@@ -360,7 +380,8 @@ def single_faults(
         stop: asked now and then whether to end before all are drawn.
 
     Raises:
-        ValueError: in one line, for what does not fit.
+        ValueError: in one line, for what does not fit, and where it ends before every stratum has a
+            fault.
         RunError: the workdir holds another campaign.
     """
     subject = as_subject(model, variables, hardware or Hardware())

@@ -5,14 +5,20 @@
     chips.csv, rights.bin    see `ftnas_jax.campaigns.table`
 
 Where several processes work at one campaign, the first keeps the directory; the others read what is
-there when they begin, and know the rest from what they compute together.
+there when they begin, and know the rest from what they compute together. So they all must see one
+directory: what they find there is compared.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftnas_jax.campaigns.table import ChipTable
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ftnas_jax.campaigns.table import CHIPS, RIGHTS, ChipTable
 from ftnas_jax.checkpoints import RunError
 from ftnas_jax.processes import is_first, wait
 from ftnas_jax.run import RunDir, read_json
@@ -46,6 +52,7 @@ class Store:
         if not first:
             self.table = self._opened(Path(workdir), images, False)
         wait("campaign read")
+        self._check_shared(Path(workdir))
 
     def claim(self, name: str, sha256: str) -> None:
         """Add a network, or refuse another one of the same name.
@@ -53,8 +60,16 @@ class Store:
         Raises:
             RunError: the directory has rows of another network by this name.
         """
-        known = self._networks.setdefault(name, {"sha256": sha256})
-        if known["sha256"] != sha256:
+        known = self._networks.get(name, {})
+        if not self._has_chips(name):
+            known = known if known.get("sha256") == sha256 else {"sha256": sha256}
+            self._networks[name] = known
+        elif not {"sha256", "clean_correct"} <= set(known):
+            raise RunError(
+                f"{self._place()} has chips of {name}, of which {_NETWORKS} does not say what "
+                "network it is; restore that file, or use another --workdir"
+            )
+        elif known["sha256"] != sha256:
             raise RunError(
                 f"{self._place()} has chips of another network called {name}, with other weights; "
                 "use another directory or name"
@@ -75,9 +90,25 @@ class Store:
         if self._run is not None:
             self._run.close()
 
+    def _has_chips(self, name: str) -> bool:
+        return any(chips for (network, _), chips in self.table.cells.items() if network == name)
+
+    def _check_shared(self, folder: Path) -> None:
+        """Refuse, on all processes, where one has read other files than the first."""
+        if jax.process_count() == 1:
+            return
+        own = np.frombuffer(_digest(folder), np.uint8)
+        alike = np.array_equal(own, multihost_utils.broadcast_one_to_all(own))
+        if not np.all(multihost_utils.process_allgather(np.array(alike))):
+            self.close()
+            raise RunError(
+                f"not all processes see the same files in {folder}; name a --workdir on a disk "
+                "that they share"
+            )
+
     def _opened(self, folder: Path, images: int, write: bool) -> ChipTable:
         try:
-            self._networks = read_json(folder / _NETWORKS) or {}
+            self._networks = _read_networks(folder / _NETWORKS)
             return ChipTable(images, folder, write=write)
         except BaseException:
             self.close()
@@ -89,3 +120,23 @@ class Store:
 
     def _place(self) -> str:
         return "the campaign" if self._run is None else str(self._run.path)
+
+
+def _read_networks(path: Path) -> dict[str, dict[str, Any]]:
+    """Networks by name; none where there is no file."""
+    try:
+        found = read_json(path) or {}
+    except RunError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise RunError(f"{path} is damaged; restore it, or use another --workdir")
+    return found
+
+
+def _digest(folder: Path) -> bytes:
+    """Of all files of a campaign."""
+    digest = hashlib.sha256()
+    for name in ("config.json", _NETWORKS, CHIPS, RIGHTS):
+        path = folder / name
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"none")
+    return digest.digest()

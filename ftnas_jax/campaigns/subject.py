@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,6 +14,9 @@ from ftnas_jax.faults import FaultModel
 from ftnas_jax.graph.model import NNXOnHardware, on_hardware
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import Draw, Hardware
+
+NO_CLASS = -1
+"""The class of an image of which a logit is NaN."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +58,8 @@ class Subject:
     ) -> jax.Array:
         """The class with the largest logit for images [B, ...], int32 [B].
 
+        `NO_CLASS` where a logit is NaN: that is never right, and another class than without faults.
+
         Raises:
             ValueError: the model does not return logits [B, classes].
         """
@@ -69,7 +75,9 @@ class Subject:
                 f"{self.name} returns {logits.shape} for {len(images)} images; a campaign takes a "
                 "model that returns logits [images, classes]"
             )
-        return logits.argmax(-1).astype("int32")
+        classes = logits.argmax(-1).astype("int32")
+        # argmax takes the first NaN for the largest, which would make a class of it.
+        return jnp.where(jnp.isnan(logits).any(-1), jnp.int32(NO_CLASS), classes)
 
     def on_chip(self, variables: Any, shared: Any, fault: jax.Array, images, first) -> jax.Array:
         """A `ftnas_jax.campaigns.trials.Predict` on the chip of a number.
@@ -77,12 +85,13 @@ class Subject:
         `shared` is (faults, data of the campaign's key, whether faults act).
         """
         faults, key, faulty = shared
-        chip = jax.random.fold_in(jax.random.wrap_key_data(key), fault[0])
+        chip = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), fault[0])
         return self.classes(variables, faults, images, Draw(chip, faulty, first))
 
     def sha256(self) -> str:
         """A digest of all that its predictions depend on, but for its code."""
-        own = (self.hardware.weights, self.hardware.features, self.arguments, dict(self.keywords))
+        called = jax.tree.map(_told, (self.arguments, dict(self.keywords)))
+        own = (self.hardware.weights, self.hardware.features, *called)
         digest = hashlib.sha256(repr(own).encode())
         lengths = getattr(self.chip, "lengths", {})
         digest.update(repr(jax.tree.map(lambda a: np.asarray(a).tolist(), dict(lengths))).encode())
@@ -91,6 +100,16 @@ class Subject:
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
             digest.update(leaf.tobytes())
         return digest.hexdigest()
+
+
+def _told(leaf: Any) -> Any:
+    """An argument by which its text tells it from all others: that of an array leaves some out."""
+    if not hasattr(leaf, "dtype"):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.ascontiguousarray(leaf)
+    return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
 
 
 def as_subject(

@@ -3,8 +3,9 @@
     chips.csv     a row for each network, faults and chip, appended as it goes
     rights.bin    for each row, one bit for each image: whether it was classified rightly
 
-Both only ever grow at their end. A kill may tear the last row of either: opened again, both end
-with the last row that both hold whole.
+Both only ever grow at their end, and bits are on the disk before their row is. So a kill may tear
+the last row, or leave bits without one: these are cut off when the files are opened again. Rows
+without their bits are damage, and refused.
 """
 
 import csv
@@ -50,7 +51,7 @@ class ChipTable:
         write: whether to; without it the files are only read.
 
     Raises:
-        RunError: the files there are of something else.
+        RunError: the files there are damaged, or of something else.
     """
 
     def __init__(self, images: int, folder: Path | None = None, *, write: bool = True):
@@ -61,7 +62,8 @@ class ChipTable:
             with explain_os_errors(f"read the chips in {folder}"):
                 kept = self._read(folder)
                 if write:
-                    _cut(folder, *kept)
+                    _cut(folder / CHIPS, kept[0])
+                    _cut(folder / RIGHTS, kept[1])
 
     def chips(self, network: str, point: Visited) -> list[Chip]:
         """Those that are there."""
@@ -96,25 +98,28 @@ class ChipTable:
                 _line(network, point, n, self.images, c) for n, c in zip(numbers, new, strict=True)
             ]
             with explain_os_errors(f"write {self._folder / CHIPS}"):
-                # The bits first: a row whose bits are missing would be lost as well.
+                # The bits first: no row is ever without them.
                 _append(self._folder / RIGHTS, b"".join(chip.rights for chip in new))
-                _append(self._folder / CHIPS, _text(lines))
+                # The head with the first row: a table without rows is no work that is kept.
+                head = [] if _size(self._folder / CHIPS) else [COLUMNS]
+                _append(self._folder / CHIPS, _text([*head, *lines]))
         own += new
 
     def _read(self, folder: Path) -> tuple[int, int]:
-        """Read both files up to the last row that both hold: how many bytes of each those are."""
+        """Read all whole rows and their bits: how many bytes of each file those are."""
         known, rights = _bytes(folder / CHIPS), _bytes(folder / RIGHTS)
-        lines = known[: known.rfind(b"\n") + 1].splitlines(keepends=True)
-        if not lines:
+        known = known[: known.rfind(b"\n") + 1]
+        if not known:
             return 0, 0
-        if tuple(next(csv.reader([lines[0].decode()]))) != COLUMNS:
-            raise RunError(f"{folder / CHIPS} is no table of chips; use another directory")
-        size = -(-self.images // 8)
-        count = min(len(lines) - 1, len(rights) // size)
-        kept = lines[: count + 1]
-        for place, row in enumerate(csv.DictReader(line.decode() for line in kept)):
+        rows, size = _rows(folder / CHIPS, known), -(-self.images // 8)
+        if len(rights) < len(rows) * size:
+            raise RunError(
+                f"{folder / RIGHTS} is damaged or missing: it has {len(rights)} bytes for "
+                f"{len(rows)} chips of {size}; restore it, or use another --workdir"
+            )
+        for place, row in enumerate(rows):
             self._read_row(folder / CHIPS, row, rights[place * size : (place + 1) * size])
-        return sum(map(len, kept)), count * size
+        return len(known), len(rows) * size
 
     def _read_row(self, path: Path, row: dict[str, str], rights: bytes) -> None:
         try:
@@ -169,13 +174,26 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _cut(folder: Path, chips: int, rights: int) -> None:
-    """Cut both files back to so many bytes; begin them where there is nothing."""
-    for name, size in ((CHIPS, chips), (RIGHTS, rights)):
-        _append(folder / name, b"")
-        os.truncate(folder / name, size)
-    if not chips:
-        _append(folder / CHIPS, _text([COLUMNS]))
+def _rows(path: Path, known: bytes) -> list[dict[str, str]]:
+    """The rows of whole lines, the first of which is the head."""
+    try:
+        table = csv.DictReader(io.StringIO(known.decode(), newline=""))
+        rows, head = list(table), table.fieldnames
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path} is damaged ({error}); use another directory") from None
+    if head is None or tuple(head) != COLUMNS:
+        raise RunError(f"{path} is no table of chips; use another directory")
+    return rows
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _cut(path: Path, size: int) -> None:
+    """Cut a file back to so many bytes."""
+    if _size(path) > size:
+        os.truncate(path, size)
 
 
 def _append(path: Path, more: bytes) -> None:

@@ -33,6 +33,9 @@ _BLOCKS = "blocks"
 _CAPACITY = 1024
 """Most blocks of a device in one call."""
 
+_CLASSES = 2**22
+"""Most classes of a device in one call, but for those of a single block: 16 MiB."""
+
 _SECONDS_A_CALL = 2.0
 """A call is to return about this often, for the display, for signals and for the disk."""
 
@@ -48,6 +51,8 @@ class Predict(Protocol):
         self, variables: Any, shared: Any, fault: jax.Array, images: jax.Array, first: jax.Array
     ) -> jax.Array:
         """Classes int32 [B] of images [B, ...], the first of which has the number `first`.
+
+        A negative one is none at all.
 
         `shared` is alike for all faults, `fault` int32 [K].
         """
@@ -110,7 +115,9 @@ class Trials:
         width: K.
         name: of the network, for messages.
         batch_size: B. Fraction lengths that are not frozen are those of a batch.
-        chunk: faults at once on a device; by default 1 on a CPU, elsewhere what memory allows.
+        chunk: faults at once on a device; by default 1 on a CPU, elsewhere what memory allows, up
+            to 256 and `most`.
+        most: faults that there will be, as far as is known.
         devices: by default all of this process; with `jax.distributed` all of all processes.
         memory: bytes of a device that a call may take; by default nearly all that are free.
 
@@ -134,11 +141,13 @@ class Trials:
         name: str = "the network",
         batch_size: int | None = None,
         chunk: int | None = None,
+        most: int = _MOST_AT_ONCE,
         devices: Sequence[Any] | None = None,
         memory: float | None = None,
     ):
         began = time.monotonic()
         self._predict, self._width, self._name = predict, width, name
+        self._most = min(most, _MOST_AT_ONCE)
         self.batches = batches(len(images), batch_size)
         self.devices = list(devices or jax.devices())
         self._mesh = Mesh(np.array(self.devices), (_BLOCKS,))
@@ -146,7 +155,7 @@ class Trials:
         self._images = self._everywhere(np.asarray(images, np.float32))
         self.chunk, self._program, self.bytes = self._compile(shared, chunk, memory)
         self.compile_seconds = time.monotonic() - began
-        self._pace = _Pace()
+        self._pace = _Pace(self._capacity(self.chunk))
 
     def run(
         self, shared: Any, faults: np.ndarray, stop: Callable[[], bool] = lambda: False
@@ -186,16 +195,21 @@ class Trials:
         began, count = time.monotonic(), len(starts)
         own = -(-count // len(self.devices))
         # A device's blocks lie at the front of its part; what fills it up is not computed.
-        laid = [_laid_out(array, len(self.devices), own) for array in (faults, starts)]
+        capacity = self._capacity(self.chunk)
+        laid = [_laid_out(array, len(self.devices), own, capacity) for array in (faults, starts)]
         split = [self._placed(array, self._sharding(_BLOCKS)) for array in laid]
         turns = self._everywhere(np.int32(own))
         shared = self._everywhere(shared)
         out = gather(self._program(self._variables, self._images, shared, *split, turns))
-        found = out.reshape(len(self.devices), _CAPACITY, *out.shape[1:])[:, :own]
+        found = out.reshape(len(self.devices), capacity, *out.shape[1:])[:, :own]
         self._pace.note(own, agree(time.monotonic() - began))
         return found.reshape(-1, *out.shape[1:])[:count]
 
     # The program
+
+    def _capacity(self, chunk: int) -> int:
+        """Blocks of a device in one call, at most."""
+        return min(_CAPACITY, max(1, _CLASSES // (chunk * self.batches.size)))
 
     def _compile(self, shared: Any, chunk: int | None, memory: float | None):
         """(chunk, program, bytes that it takes on a device)."""
@@ -205,8 +219,8 @@ class Trials:
         if chunk is not None:
             return self._fitting(shared, chunk, limit)
         own, program, taken = self._fitting(shared, 1, limit)
-        while own < _MOST_AT_ONCE:
-            wanted = min(own * 4, int(own * limit / taken), _MOST_AT_ONCE)
+        while own < self._most:
+            wanted = min(own * 4, int(own * limit / taken), self._most)
             larger = self._lowered(shared, wanted) if wanted > own else None
             if larger is None or larger[1] > limit:
                 break
@@ -236,7 +250,7 @@ class Trials:
             out_specs=parts,
             check_vma=False,
         )
-        blocks = len(self.devices) * _CAPACITY
+        blocks = len(self.devices) * self._capacity(chunk)
         described = [
             jax.ShapeDtypeStruct(shape, np.int32, sharding=self._sharding(*axes))
             for shape, axes in (
@@ -274,7 +288,7 @@ class Trials:
             found = under(faults[block][0])[None] if chunk == 1 else jax.vmap(under)(faults[block])
             return lax.dynamic_update_index_in_dim(out, found, block, 0)
 
-        out = jnp.zeros((_CAPACITY, chunk, size), jnp.int32)
+        out = jnp.zeros((self._capacity(chunk), chunk, size), jnp.int32)
         return lax.fori_loop(0, turns, turn, out)
 
     # Devices, of one process or of several
@@ -292,15 +306,17 @@ class Trials:
 class _Pace:
     """How many blocks a call should have, by how long the ones before took."""
 
-    def __init__(self):
+    def __init__(self, capacity: int):
+        self._capacity = capacity
         self._seconds: float | None = None
 
     def blocks(self, left: int, devices: int) -> int:
         """Blocks of the next call, of those that are left."""
         seconds = self._seconds
-        wanted = 1 if seconds is None else max(1, min(_CAPACITY, int(_SECONDS_A_CALL / seconds)))
+        most = self._capacity
+        wanted = 1 if seconds is None else max(1, min(most, int(_SECONDS_A_CALL / seconds)))
         # In parts of about one size: a last one of a single block would leave devices idle.
-        parts = max(-(-left // (devices * _CAPACITY)), round(left / (devices * wanted)), 1)
+        parts = max(-(-left // (devices * most)), round(left / (devices * wanted)), 1)
         return -(-left // parts)
 
     def note(self, blocks: int, seconds: float) -> None:
@@ -308,9 +324,9 @@ class _Pace:
         self._seconds = max(seconds, 1e-6) / blocks
 
 
-def _laid_out(array: np.ndarray, devices: int, own: int) -> np.ndarray:
-    """Blocks in order, `own` at the front of every device's part of `_CAPACITY`."""
-    laid = np.zeros((devices, _CAPACITY, *array.shape[1:]), np.int32)
+def _laid_out(array: np.ndarray, devices: int, own: int, capacity: int) -> np.ndarray:
+    """Blocks in order, `own` at the front of every device's part of `capacity`."""
+    laid = np.zeros((devices, capacity, *array.shape[1:]), np.int32)
     padded = np.zeros((devices * own, *array.shape[1:]), np.int32)
     padded[: len(array)] = array
     laid[:, :own] = padded.reshape(devices, own, *array.shape[1:])

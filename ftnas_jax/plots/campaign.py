@@ -16,7 +16,7 @@ _LOG_SPAN = 20
 
 
 def draw_curves(report: Report) -> Figure:
-    """A panel for each swept fault model, a line for each network (as the paper's Fig. 9).
+    """A panel for each sweep, a line for each network (as the paper's Fig. 9).
 
     A line is the mean over chips, the band around it its interval, every pale dot one chip, the
     thin line below the accuracy that the worst 5 % of chips have at most. The mark at the left
@@ -63,12 +63,13 @@ def draw_chips(report: Report) -> Figure:
 
 
 def _panels(report: Report) -> dict[str, dict[str, list[Outcome]]]:
-    """What was swept → network → its outcomes there, in the order of the rates or times."""
+    """The sweep's name → network → its outcomes there, in the order of the rates or times."""
     panels: dict[str, dict[str, list[Outcome]]] = {}
     for outcome in report.outcomes:
-        if _value(outcome) is not None:
-            title = " + ".join(model.name for model in outcome.point.faults)
-            panels.setdefault(title, {}).setdefault(outcome.network, []).append(outcome)
+        if outcome.point.sweep is not None:
+            panels.setdefault(outcome.point.sweep, {}).setdefault(outcome.network, []).append(
+                outcome
+            )
     for networks in panels.values():
         for own in networks.values():
             own.sort(key=lambda outcome: _value(outcome) or 0)

@@ -13,10 +13,11 @@ from flax import nnx
 from scipy import stats
 
 import ftnas_jax as ft
-from ftnas_jax.campaigns.campaign import Campaign
+from ftnas_jax.campaigns.campaign import Campaign, Run
 from ftnas_jax.campaigns.points import as_models, points
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.checkpoints import RunError
+from ftnas_jax.plots import draw_curves
 
 FAULTS = "stuck_at:p0=0.2,p1=0.1"
 
@@ -156,6 +157,204 @@ def test_a_margin_stops_where_the_rule_says(tmp_path):
     np.testing.assert_array_equal(outcome.accuracies, every[:count])
 
 
+def test_a_margin_that_is_not_reached_is_said(tmp_path):
+    with _campaign(tmp_path, chips=20, margin=0.001, min_chips=8, rates=[0.0, 0.3]) as job:
+        report = job.run()
+    sound, faulty = report.outcomes
+    assert (sound.reached, faulty.reached) == (True, False)
+    assert faulty.accuracy.half_width > 0.001
+    assert str(faulty).endswith("margin not reached")
+    assert str(report).count("margin not reached: linear under stuck_at 0.3") == 1
+    report.write_csv(tmp_path)
+    with open(tmp_path / "summary.csv", encoding="utf-8") as file:
+        assert [row["reached"] for row in csv.DictReader(file)] == ["True", "False"]
+    with _campaign(chips=20) as job:
+        fixed = job.run().outcomes[0]
+    assert fixed.reached is None
+    assert "margin" not in str(fixed)
+
+
+def test_the_interval_shown_while_running_is_that_which_stops(monkeypatch):
+    monkeypatch.setattr("ftnas_jax.campaigns.trials._SECONDS_A_CALL", 0.0)  # a block a call
+    seen = []
+    with _campaign(chips=400, margin=0.04, min_chips=8) as job:
+        (end,) = job.run(watch=lambda position: seen.append(position.outcome)).outcomes
+    several = [outcome for outcome in seen if len(outcome.chips) > 1]
+    assert len(several) > 3
+    for outcome in several:
+        count = len(outcome.chips)
+        assert outcome.critical > stats.t.ppf(0.975, count - 1)
+    looks = {8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94, 118, 148, 185, 231, 289, 361}
+    earlier = [o for o in several if len(o.chips) in looks and len(o.chips) < len(end.chips)]
+    assert all(outcome.accuracy.half_width > 0.04 for outcome in earlier)
+    assert not any(outcome.reached for outcome in earlier)
+    assert end.reached
+
+
+def test_a_level_is_shown_with_all_its_digits():
+    with _campaign(chips=4, level=0.999, rates=[0.1, 0.2]) as job:
+        report = job.run()
+    assert "(99.9 %, 4 chips)" in str(report.outcomes[0])
+    assert "over chips at 99.9 %" in str(report)
+
+
+def _where_positive(parameters: dict, images: jax.Array) -> jax.Array:
+    """Logits, NaN where those of an image add up to less than nothing."""
+    logits = small.linear(parameters, images)
+    return jnp.where(logits.sum(-1, keepdims=True) < 0, jnp.nan, logits)
+
+
+def test_nan_logits_are_no_class():
+    images, _ = small.data()
+    chip = ft.on_hardware(_where_positive, ft.Hardware(faults=ft.faults.parse(FAULTS)))
+
+    def logits(draw):
+        return np.asarray(chip(small.parameters(), jnp.asarray(images), draw=draw))
+
+    images = images[~np.isnan(logits(ft.Draw(_key(), False))).any(-1)]
+    labels = logits(ft.Draw(_key(), False)).argmax(-1)
+    data = (images, np.zeros_like(labels))  # the class that argmax makes of NaN
+    report = ft.campaign(_where_positive, small.parameters(), data, faults=FAULTS, key=_key())
+    (outcome,) = report.outcomes
+    for number in range(8):
+        own = logits(ft.Draw(jax.random.fold_in(_key(), number), True))
+        unknown, classes = np.isnan(own).any(-1), own.argmax(-1)
+        assert unknown.any()
+        assert outcome.chips[number].correct == (~unknown & (classes == 0)).sum()
+        assert outcome.chips[number].changed == (unknown | (classes != labels)).sum()
+
+
+def test_a_network_with_nan_logits_on_sound_hardware_is_refused(tmp_path):
+    def broken(parameters, images):
+        return small.linear(parameters, images) * jnp.nan
+
+    options = {"faults": FAULTS, "key": _key(), "workdir": tmp_path}
+    with pytest.raises(ValueError, match="network: 50 of 50 images have NaN logits") as caught:
+        ft.campaign(broken, small.parameters(), small.data(), **options)
+    assert "\n" not in str(caught.value)
+    ft.campaign(small.linear, small.parameters(), small.data(), **options, chips=2)
+
+
+def test_what_fills_a_chunk_up_is_kept_and_changes_no_result():
+    watched, reports, settings = [], [], Settings(40, 0.04, 8)
+    for chunk in (1, 16):
+        run = Run(chunk=chunk, devices=jax.devices()[:1])
+        visited = points(as_models(FAULTS))
+        job = Campaign([small.subject(FAULTS)], small.data(), visited, _key(), settings, run=run)
+        (position,) = job.pilot()
+        watched.append(position.chips)
+        reports.append(str(job.run()))
+    assert watched == [8, 16]
+    assert reports[0] == reports[1]
+
+
+def test_no_more_chips_than_wanted_fill_a_chunk_up(tmp_path):
+    report = ft.campaign(
+        *(small.linear, small.parameters(), small.data()),
+        faults=FAULTS,
+        rates=[0.0, 0.1],
+        key=_key(),
+        chips=6,
+        chunk=4,
+        workdir=tmp_path,
+    )
+    assert [len(outcome.chips) for outcome in report.outcomes] == [1, 6]
+    assert len((tmp_path / "chips.csv").read_text().splitlines()) == 1 + 1 + 6
+
+
+def test_two_sweeps_of_a_model_are_told_apart():
+    texts = ("stuck_at:ratio=0.75", "stuck_at:ratio=0.25")
+    visited = [p for text in texts for p in points(as_models(text), [0.0, 0.04, 0.1])]
+    job = Campaign([small.subject(FAULTS)], small.data(), visited, _key(), Settings(4))
+    report = job.run()
+    labels = [outcome.point.label for outcome in report.outcomes]
+    assert labels == [f"{text} {rate}" for text in texts for rate in ("0", "0.04", "0.1")]
+    figure = draw_curves(report)
+    assert [axes.get_title("left") for axes in figure.axes] == list(texts)
+    for axes in figure.axes:
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.0, 0.04, 0.1])
+
+
+def test_one_sweep_of_a_model_has_a_short_name():
+    with _campaign(chips=2, rates=[0.1, 0.2]) as job:
+        labels = [outcome.point.label for outcome in job.run().outcomes]
+    assert labels == ["stuck_at 0.1", "stuck_at 0.2"]
+
+
+def test_rates_that_are_whole_numbers_are_rates():
+    models = [ft.faults.StuckAt(p0=0, p1=0.1), ft.faults.StuckAt(p0=0.1, p1=0.1)]
+    visited = [point for model in models for point in points((model,))]
+    job = Campaign([small.subject(FAULTS)], small.data(), visited, _key(), Settings(4))
+    both = [outcome.accuracies for outcome in job.run().outcomes]
+    with _campaign(chips=4, faults="stuck_at:p0=0.0,p1=0.1") as job:
+        np.testing.assert_array_equal(job.run().outcomes[0].accuracies, both[0])
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, "key is 0; give a typed key"),
+        (jax.random.key(0, impl="rbg"), "rbg; give one key"),
+        (jax.random.split(jax.random.key(0), 3), r"key is \[3\] of"),
+    ],
+)
+def test_what_is_no_key_of_chips_is_refused(key, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        _campaign(key=key)
+    assert "\n" not in str(caught.value)
+
+
+def test_before_any_chip_a_report_is_empty():
+    with _campaign() as job:
+        report = job.run(stop=lambda: True)
+    assert (report.outcomes, report.differences(), str(report)) == ((), (), "no chips yet")
+
+
+def test_arguments_that_differ_anywhere_are_another_network():
+    def model(parameters, images, scale):
+        return small.linear(parameters, images) * scale[0]
+
+    scales = [np.ones(5000, np.float32) for _ in range(3)]
+    scales[2][2500] = 7
+    first, same, other = (
+        ft.as_subject(model, small.parameters(), ft.Hardware(), arguments=(scale,)).sha256()
+        for scale in scales
+    )
+    assert first == same != other
+
+
+def test_a_point_twice_is_refused():
+    visited = points(as_models(FAULTS), [0.1]) * 2
+    with pytest.raises(ValueError, match="is visited twice"):
+        Campaign([small.subject(FAULTS)], small.data(), visited, _key(), Settings(4))
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"linear', "[1]", '{"linear": {}}'])
+def test_chips_of_a_network_that_is_not_known_are_refused(tmp_path, content):
+    with _campaign(tmp_path, chips=2) as job:
+        job.run()
+    path = tmp_path / "networks.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(RunError, match=r"networks.json .*restore") as caught:
+        _campaign(tmp_path, chips=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_that_was_refused_leaves_nothing_that_counts(tmp_path):
+    with pytest.raises(ValueError, match="GiB of a device"):
+        ft.campaign(
+            *(small.linear, small.parameters(), small.data()),
+            faults=FAULTS,
+            key=_key(),
+            memory=10.0,
+            name="linear",
+            workdir=tmp_path,
+        )
+    other = [small.subject(FAULTS, noise=0.1)]
+    with _campaign(tmp_path, chips=2, key=jax.random.key(9), subjects=other) as job:
+        job.run()
+
+
 def test_a_pilot_draws_the_first_chips_and_tells_what_the_rest_takes():
     with _campaign(chips=400, margin=0.04, min_chips=8) as job:
         (position,) = job.pilot()
@@ -274,6 +473,8 @@ def test_networks_and_test_sets_that_do_not_fit_are_refused():
     options = {"faults": FAULTS, "key": _key()}
     with pytest.raises(ValueError, match="50 images and 49 labels"):
         ft.campaign(small.linear, small.parameters(), (images, labels[1:]), **options)
+    with pytest.raises(ValueError, match="a label is -1"):
+        ft.campaign(small.linear, small.parameters(), (images, labels - 1), **options)
     with pytest.raises(ValueError, match="give whole numbers"):
         ft.campaign(small.linear, small.parameters(), (images, labels / 2), **options)
     with pytest.raises(ValueError, match=r"returns .* logits"):

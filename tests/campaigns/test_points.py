@@ -27,6 +27,25 @@ def test_of_several_models_the_named_one_is_swept():
     assert found[0].text == "mibb:p_m=0.001+bit_flip:rate=0.2"
 
 
+@pytest.mark.parametrize(
+    ("text", "sweep", "name"),
+    [
+        ("stuck_at:ratio=0.837", {"rates": [0.1]}, "stuck_at:ratio=0.837"),
+        ("stuck_at:p0=0.06,p1=0.02,layers=a", {"rates": [0.1]}, "stuck_at:ratio=0.75,layers=a"),
+        ("mibb:p_m=1e-3", {"rates": [0.1]}, "mibb"),
+        (
+            "mibb:p_m=1e-3+bit_flip",
+            {"rates": [0.1], "sweep": "bit_flip"},
+            "mibb:p_m=0.001+bit_flip",
+        ),
+        ("stuck_at:p0=0.06,p1=0.02", {"times": [2]}, "stuck_at:p0=0.06,p1=0.02"),
+        ("mibb", {}, None),
+    ],
+)
+def test_a_sweep_is_named_by_what_stays(text, sweep, name):
+    assert {point.sweep for point in _points(text, **sweep)} == {name}
+
+
 def test_times_age_what_ages():
     found = _points("stuck_at:p0=0.06,p1=0.02+mibb:p_m=1e-3", times=[1, 5])
     assert [p.time for p in found] == [1.0, 5.0]
@@ -53,6 +72,7 @@ def test_at_rates_of_zero_nothing_fails(text, sound):
         ("mibb+bit_flip", {"rates": [0.1], "sweep": "stuck_at"}, "names one of mibb, bit_flip"),
         ("mibb", {"times": [1, 2]}, "time acts on none of mibb"),
         ("stuck_at", {"times": [0.5]}, "at least 1"),
+        ("stuck_at:p0=0,p1=0", {"rates": [0.1]}, "no proportion is known"),
         ("", {}, "no fault models"),
     ],
 )

@@ -20,25 +20,38 @@ def _free_port() -> int:
         return own.getsockname()[1]
 
 
-def _run(folder: Path) -> list[str]:
-    """What each of two processes prints."""
+def _started(folders: list[Path]) -> list[tuple[int, str, str]]:
+    """Of one process for each folder its exit status, what it prints and what it says of errors."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     port = str(_free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "two_processes.py"), port, "2", str(number), str(folder)],
+            [
+                sys.executable,
+                HERE / "two_processes.py",
+                port,
+                str(len(folders)),
+                str(number),
+                folder,
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for number, folder in enumerate(folders)
     ]
     ended = [process.communicate(timeout=300) for process in started]
-    for process, (_, said) in zip(started, ended, strict=True):
-        assert process.returncode == 0, said
-    return [out for out, _ in ended]
+    return [(p.returncode, *said) for p, said in zip(started, ended, strict=True)]
+
+
+def _run(folder: Path) -> list[str]:
+    """What each of two processes prints."""
+    ended = _started([folder, folder])
+    for status, _, said in ended:
+        assert status == 0, said
+    return [out for _, out, _ in ended]
 
 
 def test_two_processes_find_what_one_finds(tmp_path):
@@ -59,3 +72,10 @@ def test_two_processes_find_what_one_finds(tmp_path):
         assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     again = _run(tmp_path / "both")  # they go on with what is there
     assert all(one.endswith(f"{alone}\n") for one in again)
+
+
+def test_processes_that_do_not_share_the_directory_are_refused(tmp_path):
+    for status, _, said in _started([tmp_path / "one", tmp_path / "other"]):
+        assert status != 0
+        assert "not all processes see the same files in" in said
+    assert not (tmp_path / "one" / "chips.csv").exists()

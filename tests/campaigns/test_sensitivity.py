@@ -89,6 +89,17 @@ def test_layers_that_the_faults_leave_out_stay_sound(network):
     )
 
 
+def test_the_directory_is_free_again_after_an_error(network, tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Campaign, "speed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _report(network, MIBB, "block", workdir=tmp_path)
+    assert len(_report(network, MIBB, "block", workdir=tmp_path).outcomes) == 2
+
+
 def test_all_groups_are_one_program(network):
     subject = as_subject(*network, ft.Hardware(), name="two")
     visited = sensitivity_points(subject, small.data()[0], as_models(MIBB), ("layer",))

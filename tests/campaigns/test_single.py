@@ -8,6 +8,7 @@ import small
 
 import ftnas_jax as ft
 from ftnas_jax.campaigns.single import draw_distinct
+from ftnas_jax.checkpoints import RunError
 
 KEY = 5
 
@@ -88,6 +89,31 @@ def test_more_faults_are_added_to_those_that_are_there(tmp_path):
     finer = _table(by=("bit",), margin=0.1, workdir=tmp_path)
     assert finer.rows[0].drawn > again.rows[0].drawn
     assert str(finer) == str(_table(by=("bit",), margin=0.1))
+
+
+def _two(parameters: dict, images: jax.Array) -> jax.Array:
+    hidden = jax.nn.relu(jnp.dot(images, parameters["a"]))
+    return jnp.dot(hidden, parameters["b"])
+
+
+def test_faults_of_other_weights_are_refused_in_the_directory(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (small.PIXELS, 5), "b": (5, small.CLASSES)}
+    own = {name: rng.standard_normal(shape).astype("f") for name, shape in shapes.items()}
+    options = {"key": jax.random.key(KEY), "by": (), "margin": 0.2, "workdir": tmp_path}
+    table = ft.single_faults(_two, own, small.data(), weights="a", **options)
+    assert table.population == 8 * small.PIXELS * 5
+    for other in ("b", ""):
+        with pytest.raises(RunError, match="population was") as caught:
+            ft.single_faults(_two, own, small.data(), weights=other, **options)
+        assert "\n" not in str(caught.value)
+    again = ft.single_faults(_two, own, small.data(), weights="a", **options)
+    assert str(again) == str(table)
+
+
+def test_without_any_fault_there_is_no_table():
+    with pytest.raises(ValueError, match=r"no fault of single_flip.* was drawn yet"):
+        _table(by=("bit",), stop=lambda: True)
 
 
 @pytest.mark.parametrize("population", [50, 2**22 + 7])

@@ -59,16 +59,41 @@ def test_a_torn_last_row_is_made_again(tmp_path, cut):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_rows_without_their_bits_are_made_again(tmp_path, cut):
-    whole = _filled(tmp_path)
+def test_rows_without_their_bits_are_refused_and_stay(tmp_path, cut):
+    _filled(tmp_path)
     path = tmp_path / RIGHTS
     path.write_bytes(path.read_bytes()[:-cut])
-    there = 3 - -(-cut // 2)
-    assert (
-        ChipTable(IMAGES, tmp_path).chips("net, a", POINT) == (whole.chips("net, a", POINT)[:there])
-    )
-    assert len((tmp_path / CHIPS).read_text().splitlines()) == 1 + there
-    assert path.stat().st_size == 2 * there
+    before = [(tmp_path / name).read_bytes() for name in (CHIPS, RIGHTS)]
+    with pytest.raises(RunError, match=r"rights.bin is damaged or missing: .* restore it") as said:
+        ChipTable(IMAGES, tmp_path)
+    assert "\n" not in str(said.value)
+    assert [(tmp_path / name).read_bytes() for name in (CHIPS, RIGHTS)] == before
+
+
+def test_a_table_whose_bits_are_gone_is_refused_and_stays(tmp_path):
+    _filled(tmp_path)
+    (tmp_path / RIGHTS).unlink()
+    before = (tmp_path / CHIPS).read_bytes()
+    with pytest.raises(RunError, match=r"rights.bin is damaged or missing"):
+        ChipTable(IMAGES, tmp_path)
+    assert (tmp_path / CHIPS).read_bytes() == before
+
+
+def test_the_head_comes_with_the_first_row(tmp_path):
+    ChipTable(IMAGES, tmp_path)
+    assert not (tmp_path / CHIPS).exists()
+    _filled(tmp_path, 1)
+    assert len((tmp_path / CHIPS).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"net", b"n\xff\xfe"), (b'a"', b"a"), (b'"n', b"n")])
+def test_bytes_that_are_no_text_and_lost_quotes_are_refused(tmp_path, old, new):
+    _filled(tmp_path)
+    path = tmp_path / CHIPS
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(RunError, match=r"chips.csv is damaged") as said:
+        ChipTable(IMAGES, tmp_path)
+    assert "\n" not in str(said.value)
 
 
 def test_bits_without_their_row_are_cut_off(tmp_path):

@@ -1,5 +1,7 @@
 """Chips as the model on hardware computes them one by one, whatever the chunk and the devices."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -86,6 +88,18 @@ def test_a_chunk_that_does_not_fit_is_refused():
         _trials(FAULTS[0], chunk=64, memory=1000.0)
     with pytest.raises(ValueError, match="chunk is 0"):
         _trials(FAULTS[0], chunk=0)
+
+
+def test_a_call_has_no_more_room_than_it_takes():
+    trials, _ = _trials(FAULTS[0], chunk=4096, devices=jax.devices()[:1])
+    assert trials.bytes < 2**26  # 1024 blocks of this chunk would be 800 MiB
+
+
+@pytest.mark.parametrize(("most", "chunk"), [(12, 12), (1, 1), (5000, 256)])
+def test_elsewhere_a_chunk_is_no_more_than_there_are_chips(most, chunk):
+    trials, shared = _trials(FAULTS[0], devices=jax.devices()[:1], most=most)
+    trials.devices = [types.SimpleNamespace(platform="gpu")]  # of which only the kind matters
+    assert trials._compile(shared, None, 2.0**30)[0] == chunk
 
 
 def test_the_program_says_how_much_it_takes_and_more_chips_take_no_more():
