@@ -26,7 +26,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 peer: $(VENV)/peer.stamp
-	$(BIN)/python -m pytest tests/test_torch_peer.py tests/test_torch_campaign.py
+	$(BIN)/python -m pytest -n 2 tests/test_torch_*.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

@@ -1,27 +1,30 @@
-"""What a search step and a chip of a fault campaign cost, beside peers measured in the same run.
+"""What steps and chips of fault campaigns cost, beside peers measured in the same run.
 
     python -m benchmarks                              # all of it
     python -m benchmarks steps kernels --rounds 24 --json results/benchmarks/cpu.json
+    python -m benchmarks training --network resnet18:width=0.25
+    python -m benchmarks accuracy --help                # of whole trainings: a command of its own
 
 The peer is the same work in PyTorch eager, tuned for CPU; on a GPU or TPU, or without PyTorch
 (`pip install -r requirements-benchmarks.txt`), ours is measured alone.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks import accuracy
 from benchmarks.campaigns import campaigns
-from benchmarks.host import Host
+from benchmarks.host import describe
 from benchmarks.kernels import kernels
 from benchmarks.rows import Row, table, write_json
 from benchmarks.search_steps import Size, steps
 from benchmarks.start import start
-from benchmarks.turns import Side
+from benchmarks.training_steps import Job, training
+from experiments.cli import one_line_errors
 
 
 def _steps(rounds: int, with_peer: bool) -> Iterator[Row]:
@@ -44,39 +47,49 @@ SUITES: dict[str, Callable[[int, bool], Iterator[Row]]] = {
     "kernels": kernels,
     "start": _start,
     "campaigns": campaigns,
+    "training": training,
     "growth": _growth,
 }
-"""By name; the paper's size, its layers' kernels, process start to first step, chips of fault
-campaigns, other sizes."""
+"""By name; a search of the paper's size, its layers' kernels, process start to first step, chips of
+fault campaigns, final training, a search of other sizes."""
+
+_ACCURACY = "accuracy"
 
 
 def main() -> None:
     """Measure, print a table, write JSON where asked."""
+    if sys.argv[1:2] == [_ACCURACY]:
+        accuracy.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks",
+        description=__doc__.split("\n")[0],
+        epilog=f"Accuracies of whole trainings: python -m benchmarks {_ACCURACY} --help",
     )
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     parser.add_argument("--rounds", type=int, default=12, help="turns of each workload")
     parser.add_argument("--json", type=Path, help="where to write all samples")
+    parser.add_argument("--network", default=Job.network, help="of training (%(default)s)")
+    parser.add_argument("--batch", type=int, default=Job.batch, help="of training (%(default)s)")
     args = parser.parse_args()
     unknown = set(args.suites) - set(SUITES)
     if unknown:
         parser.error(f"there is no suite {sorted(unknown)[0]!r}; take of {', '.join(SUITES)}")
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    _run(args.suites or list(SUITES), args.rounds, args.json)
+    for name in ("rounds", "batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    with one_line_errors():
+        _run(args.suites or list(SUITES), args.rounds, args.json, Job(args.network, args.batch))
 
 
-def _run(suites: list[str], rounds: int, path: Path | None) -> None:
-    with Side(Host, environment={}) as side:
-        platform, described = side.call("describe")
-    peer = platform == "cpu" and importlib.util.find_spec("torch") is not None
-    if peer:
-        described += f", torch {importlib.metadata.version('torch')}"
+def _run(suites: list[str], rounds: int, path: Path | None, job: Job) -> None:
+    job.check()
+    peer, described = describe()
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     rows: list[Row] = []
     for suite in suites:
-        for row in SUITES[suite](rounds, peer):
+        run = functools.partial(training, job=job) if suite == "training" else SUITES[suite]
+        for row in run(rounds, peer):
             rows.append(row)
             print(table([row]).splitlines()[1], file=sys.stderr, flush=True)
             if path:  # after every row: what is measured is not lost

@@ -1,11 +1,14 @@
 """The machine that is measured: what it is, and its rate of float32 matrix multiplication."""
 
+import importlib.metadata
+import importlib.util
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.turns import Side
 from experiments import devices
 from ftnas_jax import machine
 
@@ -21,6 +24,15 @@ class Host:
         devices.make_cpu_devices(0)
         taken = devices.take(0)
         return taken[0].platform, machine.describe(taken)
+
+
+def describe() -> tuple[bool, str]:
+    """Whether the peer can be measured, and the machine in words, with the peer's version if so."""
+    with Side(Host, environment={}) as side:
+        platform, described = side.call("describe")
+    if platform != "cpu" or importlib.util.find_spec("torch") is None:
+        return False, described
+    return True, f"{described}, torch {importlib.metadata.version('torch')}"
 
 
 def matmul_rate() -> float:

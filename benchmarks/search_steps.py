@@ -80,7 +80,7 @@ class OurSteps:
 
     def __init__(self, size: Size, count: int = 0):
         devices.make_cpu_devices(count)
-        self._watch = _CompileWatch()
+        self._watch = CompileWatch()
         config, dataset = size.config(), noise(_MOST_STEPS * size.batch)
         part = (jnp.asarray(dataset.images), jnp.asarray(dataset.labels))
         data = SearchData(*part, *part, *map(jnp.asarray, dataset.mean_std()))
@@ -121,7 +121,7 @@ class OurSteps:
         return matmul_rate()
 
 
-class _CompileWatch:
+class CompileWatch:
     """Counts compilations, and seconds of tracing and compiling, as JAX reports them."""
 
     def __init__(self):

@@ -19,8 +19,8 @@ from torch import Tensor
 from ftnas_jax.faults import MiBB, Place, StuckAt, format_text
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.nn.norm import EPSILON, MOMENTUM
 
-EPSILON = 1e-5
 _ROUNDER = 1.5 * 2**23  # floats at this size are whole numbers, those next to it even in turn
 _ROW = 256  # channels and positions that reductions take as one row, about
 
@@ -119,12 +119,16 @@ class Pass:
         hardware: number formats and faults.
         faulty: whether faults act.
         generator: of the faults and of dropout.
+        records: whether BatchNorms update their running statistics.
+        by_running: whether they normalize by them; such a pass has no gradient.
         held: by parameter the weights that the hardware holds for it.
     """
 
     hardware: Hardware
     faulty: bool
     generator: torch.Generator
+    records: bool = False
+    by_running: bool = False
     held: dict[Tensor, Tensor] = dataclasses.field(default_factory=dict)
 
     def hold(self, kernels: list[Tensor], sound: list[Tensor]) -> None:
@@ -168,10 +172,24 @@ class Pass:
                 bias_features_(out, step, model.probability(Place("", macs)), fmt, self.generator)
 
     def normalize(
-        self, f: Tensor, scale: Tensor | None, offset: Tensor | None, macs: int | None
+        self,
+        f: Tensor,
+        scale: Tensor | None,
+        offset: Tensor | None,
+        macs: int | None,
+        running: Tensor | None = None,
     ) -> Tensor:
-        """BatchNorm by the batch's statistics, then `write_`. Overwrites `f`."""
-        return _Normalize.apply(f, scale, offset, self, macs)
+        """BatchNorm, then `write_`. Overwrites `f`; `running` is [2, C], means and variances."""
+        if not self.by_running:
+            return _Normalize.apply(f, scale, offset, self, macs, running)
+        factor = (running[1] + EPSILON).rsqrt_()
+        factor = factor if scale is None else factor * scale
+        shift = -running[0] * factor if offset is None else offset - running[0] * factor
+        return self.write_(f.mul_(factor[:, None, None]).add_(shift[:, None, None]), macs)
+
+    def add_relu(self, x: Tensor, y: Tensor, write: bool) -> Tensor:
+        """The ReLU of a sum, quantized where `write` says so. Overwrites `x`."""
+        return _AddRelu.apply(x, y, self.hardware.features if write else None)
 
 
 def check_faults(hardware: Hardware) -> None:
@@ -203,14 +221,18 @@ class _Normalize(torch.autograd.Function):
     """BatchNorm, quantization and faults; the gradient is that of the BatchNorm."""
 
     @staticmethod
-    def forward(ctx, f, scale, offset, run: Pass, macs):
+    def forward(ctx, f, scale, offset, run: Pass, macs, running):
         # No operation keeps `f` for its gradient, so the normalized features can replace it.
         rows = _rows(f.detach())
         size = rows.numel() // f.shape[1]
-        rows.sub_(_across(_channel_sums(rows, f) / size, rows))
+        mean = _channel_sums(rows, f) / size
+        rows.sub_(_across(mean, rows))
         written = torch.empty_like(f)
         out = torch.mul(rows, rows, out=_rows(written))
-        factor = (_channel_sums(out, f) / size).add_(EPSILON).rsqrt_()
+        variance = _channel_sums(out, f) / size
+        if run.records:
+            running.lerp_(torch.stack([mean, variance]), 1 - MOMENTUM)
+        factor = variance.add_(EPSILON).rsqrt_()
         rows.mul_(_across(factor, rows))
         y = rows
         if scale is not None:
@@ -235,7 +257,27 @@ class _Normalize(torch.autograd.Function):
         slope = factor if scale is None else factor * scale
         product.sub_(_across(total / size, rows)).mul_(_across(slope, rows))
         affine = (None, None) if scale is None else (along, total)
-        return _unflat(product, g), *affine, None, None
+        return _unflat(product, g), *affine, None, None, None
+
+
+class _AddRelu(torch.autograd.Function):
+    """Sum, ReLU, quantization; the gradient is that of the ReLU of the sum."""
+
+    @staticmethod
+    def forward(ctx, x, y, fmt):
+        # No operation keeps `x` for its gradient.
+        total = x.detach().add_(y)
+        ctx.save_for_backward(total)
+        out = total.clamp_min(0)
+        if fmt is not None:
+            round_to_steps(out, step_of(0.0, out.amax().item(), fmt), out=out)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        # Not by the quantized sum, which is 0 where a small one is not.
+        own = torch.ops.aten.threshold_backward(g, *ctx.saved_tensors, 0)
+        return own, own, None
 
 
 # Views

@@ -1,7 +1,7 @@
-"""The supernet of `ftnas_jax.supernet` in PyTorch eager, channels-last on CPU.
+"""The networks of `ftnas_jax.supernet` in PyTorch eager, channels-last on CPU.
 
-Only the operations of a sampled architecture run. Two connections with equal edge and operation
-hold the same faulty weights, as in the JAX network.
+Of a supernet only the operations of a sampled architecture run. Two connections with equal edge and
+operation hold the same faulty weights, as in the JAX network.
 
 Parameters have the names of the JAX network's tree, with the number of the edge in between.
 """
@@ -48,6 +48,10 @@ class SearchCell(nn.Module):
         reduction: whether edges from the inputs have stride 2.
         halve_older: whether the older input has twice the resolution of the newer.
         last: whether no other cell follows, which would want the features after a ReLU.
+        fixed: the only architecture of the cell; by default it has all operations.
+
+    Attributes:
+        rows: of a fixed cell, by operation the edges that it is on, in the order of connections.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class SearchCell(nn.Module):
         reduction: bool,
         halve_older: bool,
         last: bool,
+        fixed: Cell | None = None,
     ):
         super().__init__()
+        self.rows = None if fixed is None else _rows_of(fixed, space)
         self.space, self.reduction, self.last = space, reduction, last
         make = functools.partial(operation, affine=config.affine, pool_norm=config.pool_norm)
         for place, width in enumerate(inputs):
@@ -72,8 +78,20 @@ class SearchCell(nn.Module):
         for target in range(INPUT_NODES, space.nodes):
             for source in range(target):
                 stride = 2 if reduction and source < INPUT_NODES else 1
-                made = {n: make(n, channels, channels, stride=stride) for n in space.primitives}
+                names = self._names(edge_index(source, target))
+                made = {n: make(n, channels, channels, stride=stride) for n in names}
                 self.edges.append(nn.ModuleDict({n: m for n, m in made.items() if m is not None}))
+
+    def _names(self, edge: int) -> list[str]:
+        """Operations that there are on an edge."""
+        rows = self.rows
+        return [n for n in self.space.primitives if rows is None or edge in rows.get(n, ())]
+
+    def row(self, name: str, edge: int) -> int:
+        """Place of an edge among those over which the JAX network stacks an operation."""
+        if self.rows is None:
+            return edge
+        return [own for own in self.rows[name] if name in self.edges[own]].index(edge)
 
     def preprocessing(self) -> list[nn.Module]:
         """What acts on the older and on the newer input."""
@@ -118,10 +136,26 @@ class SearchCell(nn.Module):
         return copy(torch.zeros(x.shape))
 
 
-class SearchNetwork(nn.Module):
-    """Images to logits with the parameters of all architectures."""
+def _rows_of(cell: Cell, space: Space) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for place, (source, op) in enumerate(cell):
+        edges = rows.setdefault(space.primitives[op], [])
+        edge = edge_index(source, target_node(place))
+        if edge not in edges:
+            edges.append(edge)
+    return rows
 
-    def __init__(self, config: NetworkConfig, space: Space, image_channels: int):
+
+class SearchNetwork(nn.Module):
+    """Images to logits with the parameters of all architectures, or of a fixed one."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        space: Space,
+        image_channels: int,
+        fixed: Architecture | None = None,
+    ):
         super().__init__()
         self.config, self.space = config, space
         older = newer = STEM_WIDTH * config.channels
@@ -134,7 +168,8 @@ class SearchNetwork(nn.Module):
             reduction = place in config.reductions
             channels *= 2 if reduction else 1
             last = place == config.cells - 1
-            cell = SearchCell(config, space, (older, newer), channels, reduction, halve, last)
+            own = None if fixed is None else fixed[reduction]
+            cell = SearchCell(config, space, (older, newer), channels, reduction, halve, last, own)
             self.add_module(f"cell{place}", cell)
             older, newer, halve = newer, space.inner_nodes * channels, reduction
         self.kernel = uniform((config.num_classes, newer), newer)
@@ -174,20 +209,20 @@ class SearchNetwork(nn.Module):
             pooled = pooled * (kept / (1 - self.config.dropout))
         return F.linear(pooled, run.held[self.kernel], self.bias)
 
+    def tree_path(self, name: str) -> tuple[tuple[str, ...], int | None]:
+        """Path and row, None where it is not stacked, of a parameter in the JAX network's tree.
 
-# Parameters as trees of arrays
+        `cell0.edges.3.conv_1x1.conv0.bias` is in cell0, conv_1x1, conv0; its row is 3, or of a
+        fixed architecture the place of edge 3 among those that have the operation.
+        """
+        parts = tuple(name.split("."))
+        if "edges" not in parts:
+            return parts, None
+        cell, _, edge, op, *_ = parts
+        return (cell, *parts[3:]), getattr(self, cell).row(op, int(edge))
 
 
-def tree_path(name: str) -> tuple[tuple[str, ...], int | None]:
-    """Path and row, None where it is not stacked, of a named parameter in the JAX network's tree.
-
-    `cell0.edges.3.conv_1x1.conv0.bias` is row 3 of the bias in cell0, conv_1x1, conv0.
-    """
-    parts = name.split(".")
-    if "edges" not in parts:
-        return tuple(parts), None
-    place = parts.index("edges")
-    return (*parts[:place], *parts[place + 2 :]), int(parts[place + 1])
+# Parameters as arrays
 
 
 def from_jax(array: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """The operations of `ftnas_jax.nn.primitives` in PyTorch eager, channels-last on CPU.
 
 Faults come after the BatchNorm that is folded into a convolution and before the activation.
-BatchNorm always takes the batch's statistics.
+A pass says whose statistics BatchNorm takes; that of a pool has none but the batch's.
 
 Features that no operation keeps for its gradient are overwritten by what follows them: outputs of
 convolutions and BatchNorms, of pooling and of sums.
@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.torch_hardware import Pass
+
+_VECTOR = 16
+"""Most float32 numbers in a vector register."""
 
 
 class Convolution(nn.Module):
@@ -49,7 +52,7 @@ class Convolution(nn.Module):
         self.kernel = uniform(shape, self.macs)
         self.bias = uniform((out_channels,), self.macs) if bias else None
         self.norm = norm
-        _add_affine(self, out_channels, norm and affine)
+        _add_norm(self, out_channels, norm, affine)
         self.stride, self.dilation, self.depthwise, self.relu = stride, dilation, depthwise, relu
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
@@ -59,11 +62,20 @@ class Convolution(nn.Module):
         if self.depthwise:
             f = depthwise(x, kernel, self.stride, self.dilation)
         else:
-            padding = kernel.shape[-1] // 2
-            f = F.conv2d(x, kernel, self.bias, stride=self.stride, padding=padding)
+            f = dense(x, kernel, self.bias, self.stride)
         if self.norm:
-            return run.normalize(f, self.scale, self.offset, self.macs)
+            return run.normalize(f, self.scale, self.offset, self.macs, self.running)
         return run.write_(f, self.macs)
+
+
+def dense(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Padded by (k - 1) / 2; x [B, C, H, W] is channels last, kernel [C_out, C, k, k]."""
+    size = kernel.shape[-1]
+    if size == 1 and stride == 2 and x.shape[1] < _VECTOR:
+        # For fewer channels than a vector has, oneDNN's gradient of the kernel writes past its
+        # memory (uxlfoundation/oneDNN#6035).
+        (x,), stride = _Grids.apply(x, 0), 1
+    return F.conv2d(x, kernel, bias, stride=stride, padding=size // 2)
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int, dilation: int) -> Tensor:
@@ -150,14 +162,15 @@ class FactorizedReduction(nn.Module):
         self.conv0 = Convolution(channels, half, 1)
         self.conv1 = Convolution(channels, out_channels - half, 1)
         self.norm = nn.Module()
-        _add_affine(self.norm, out_channels, affine)
+        _add_norm(self.norm, out_channels, True, affine)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
         halves = [
             F.conv2d(grid, run.held[conv.kernel])
             for grid, conv in zip(_Grids.apply(x, 0, 1), (self.conv0, self.conv1), strict=True)
         ]
-        return run.normalize(join(halves), self.norm.scale, self.norm.offset, self.macs)
+        norm = self.norm
+        return run.normalize(join(halves), norm.scale, norm.offset, self.macs, norm.running)
 
 
 class Pool(nn.Module):
@@ -243,10 +256,13 @@ def uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
     return nn.Parameter(x)
 
 
-def _add_affine(module: nn.Module, channels: int, affine: bool) -> None:
-    """Scale and offset of a BatchNorm; None where it has none."""
+def _add_norm(module: nn.Module, channels: int, norm: bool, affine: bool) -> None:
+    """Scale, offset and running statistics [2, C] of a BatchNorm; None where it has none."""
     for name, make in (("scale", torch.ones), ("offset", torch.zeros)):
-        module.register_parameter(name, nn.Parameter(make(channels)) if affine else None)
+        own = nn.Parameter(make(channels)) if norm and affine else None
+        module.register_parameter(name, own)
+    start = torch.stack([torch.zeros(channels), torch.ones(channels)]) if norm else None
+    module.register_buffer("running", start)
 
 
 def copy(x: Tensor) -> Tensor:

@@ -8,11 +8,9 @@ was measured. Differences from ours:
 * Features and weights that are not finite raise an error.
 """
 
-import ctypes
 import functools
 import time
 
-import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,15 +18,16 @@ from torch import Tensor
 
 from benchmarks.torch_controller import Policy, Reinforce
 from benchmarks.torch_hardware import Pass, check_faults
-from benchmarks.torch_network import SearchNetwork, from_jax, to_jax, tree_path
+from benchmarks.torch_network import SearchNetwork
 from benchmarks.torch_operations import depthwise
+from benchmarks.torch_sgd import TorchSGD, as_float, prepare_process
 from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import Architecture
 
 _WARMUP = 8
 
 
-class TorchSearch:
+class TorchSearch(TorchSGD):
     """The steps of one search.
 
     Args:
@@ -45,51 +44,16 @@ class TorchSearch:
             raise ValueError("the PyTorch peer has BatchNorm in its batch mode only")
         check_faults(config.hardware)
         torch.manual_seed(config.seed)
-        self.config = config
-        self.network = SearchNetwork(config.network, config.space, len(mean))
+        network = SearchNetwork(config.network, config.space, len(mean))
+        super().__init__(config, network, mean, std)
         self.policy = Policy(config.space, config.controller)
         self._reinforce = Reinforce(self.policy)
-        self._mean, self._std = _float(mean), _float(std).clamp_(min=1e-6)
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self._shapes: dict | None = None
-        self._optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            foreach=True,  # the fused form fails where only some parameters have a momentum yet
-        )
-
-    # Parameters and gradients as trees of NumPy arrays
-
-    @torch.no_grad()
-    def load(self, params) -> None:
-        """Copy the parameters of `ftnas_jax.supernet.Network` in."""
-        self._shapes = jax.tree.map(np.shape, params, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-        for name, parameter in self.network.named_parameters():
-            path, row = tree_path(name)
-            array = np.asarray(_at(params, path))
-            parameter.copy_(from_jax(array if row is None else array[row]))
-
-    def gradients(self) -> dict:
-        """The gradients of the last backward pass, like the tree that was loaded; else 0."""
-        is_shape = {"is_leaf": lambda leaf: isinstance(leaf, tuple)}
-        tree = jax.tree.map(lambda shape: np.zeros(shape, np.float32), self._shapes, **is_shape)
-        for name, parameter in self.network.named_parameters():
-            path, row = tree_path(name)
-            if parameter.grad is not None:
-                array = _at(tree, path)
-                target = array if row is None else array[row]
-                target[...] = to_jax(parameter.grad, target.ndim)
-        return tree
-
-    # Steps
 
     def logits(
         self, images: np.ndarray, architecture, faulty: bool, *, train: bool = False
     ) -> Tensor:
         """[B, num_classes] of normalized float32 images [B, H, W, C]."""
-        x = _float(images).permute(0, 3, 1, 2)
+        x = as_float(images).permute(0, 3, 1, 2)
         return self._forward(x, architecture, faulty, train)
 
     def _forward(self, x: Tensor, architecture, faulty: bool, train: bool) -> Tensor:
@@ -107,16 +71,11 @@ class TorchSearch:
             labels: int [B].
             architecture: in either form.
         """
-        x, y = self._augment(images), torch.from_numpy(labels).long()
-        self._optimizer.zero_grad(set_to_none=True)
-        alpha = self.config.alpha_l
-        for faulty, weight in ((False, 1 - alpha), (True, alpha)):
-            if weight > 0:
-                logits = self._forward(x, architecture, faulty, train=True)
-                (weight * F.cross_entropy(logits, y)).backward()
-        used = [p for p in self.network.parameters() if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(used, self.config.gradient_clip, foreach=True)
-        self._optimizer.step()
+
+        def logits(x: Tensor, faulty: bool) -> Tensor:
+            return self._forward(x, architecture, faulty, train=True)
+
+        self._sgd_step(images, labels, logits)
 
     def controller_step(
         self, images: np.ndarray, labels: np.ndarray, given: Architecture | None = None
@@ -131,31 +90,6 @@ class TorchSearch:
                 reward += weight * (logits.argmax(-1) == y).float().mean().item()
         self._reinforce.update(sample, reward)
 
-    def _augment(self, images: np.ndarray) -> Tensor:
-        """Normalize, crop, flip: float32 [B, C, H, W], channels last."""
-        x = torch.from_numpy(images).float().mul_(1 / 255).sub_(self._mean).div_(self._std)
-        batch, height, width, _ = x.shape
-        padding, generator = self.config.crop_padding, self._generator
-        x = F.pad(x, (0, 0, padding, padding, padding, padding))
-        top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=generator)
-        columns = torch.arange(width).expand(batch, width)
-        if self.config.flip:
-            mirrored = torch.rand((batch, 1), generator=generator) < 0.5
-            columns = torch.where(mirrored, width - 1 - columns, columns)
-        rows = (torch.arange(height) + top)[:, :, None]
-        x = x[torch.arange(batch)[:, None, None], rows, (columns + left)[:, None, :]]
-        return x.permute(0, 3, 1, 2)
-
-
-def _at(tree, path: tuple[str, ...]):
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _float(array) -> Tensor:
-    return torch.tensor(np.asarray(array), dtype=torch.float32)
-
 
 # Measurement
 
@@ -164,7 +98,7 @@ class TorchSteps:
     """The peer, measured step by step on noise."""
 
     def __init__(self, config: SearchConfig):
-        _prepare_process()
+        prepare_process()
         self._search = TorchSearch(config, np.full(3, 0.5), np.full(3, 0.25))
         rng = np.random.default_rng(0)
         self._images = rng.integers(0, 256, (config.batch_size, 32, 32, 3), dtype=np.uint8)
@@ -187,7 +121,7 @@ class TorchKernels:
     """The peer's kernels, one at a time, in the peer's layout."""
 
     def __init__(self):
-        _prepare_process()
+        prepare_process()
 
     def prepare(self, kernel, _whose: str) -> None:
         """Set up a kernel of `benchmarks.kernels`, and run it until oneDNN has compiled it."""
@@ -217,17 +151,3 @@ class TorchKernels:
 def _images(array: np.ndarray) -> Tensor:
     """[B, H, W, C] → [B, C, H, W], channels last."""
     return torch.from_numpy(array).permute(0, 3, 1, 2)
-
-
-def _prepare_process() -> None:
-    """What a CPU process of PyTorch needs to be fast."""
-    torch.set_flush_denormal(True)  # as XLA does
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    # By default glibc gives large tensors back to the kernel, and the next one faults all of its
-    # pages in again. Here memory stays with the process, and grows by large pieces.
-    no_mmap, trim_threshold, top_pad = -4, -1, -2
-    for option, value in ((no_mmap, 0), (trim_threshold, -1), (top_pad, 2**26)):
-        libc.mallopt(option, value)

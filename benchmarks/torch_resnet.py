@@ -26,7 +26,7 @@ from benchmarks.torch_hardware import (
     tensor_step,
 )
 from benchmarks.torch_network import from_jax
-from benchmarks.torch_peer import _prepare_process
+from benchmarks.torch_sgd import prepare_process
 from ftnas_jax import machine
 from ftnas_jax.faults import MiBB, StuckAt, format_text
 from ftnas_jax.nn.hardware import Hardware
@@ -151,7 +151,7 @@ class TorchChips:
     """A loop over chips and batches."""
 
     def __init__(self, work: Work):
-        _prepare_process()
+        prepare_process()
         torch.set_num_threads(machine.cores())
         hardware = work.hardware()
         self._network = TorchResNet18(work.variables(), hardware)

@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from benchmarks import __main__ as command
-from benchmarks import kernels, profile
+from benchmarks import accuracy, kernels, profile
 from benchmarks.campaigns import ChipsByHand, OurChips, Work, measure_chips
 from benchmarks.kernels import Kernel
 from benchmarks.rows import Row, table, write_json
 from benchmarks.search_steps import OurSteps, Size, measure_phase
+from benchmarks.training_steps import Job, OurTraining, measure_training
 from benchmarks.turns import Side
 from ftnas_jax.costs import count_macs, layer_costs
+from ftnas_jax.errors import InputError
 from ftnas_jax.space import Architecture, Space
 
 
@@ -133,6 +136,113 @@ def test_chips_are_timed_and_those_of_a_loop_by_hand():
     assert ours.correct()[3:6] == by_hand.correct()
     (alone,) = measure_chips(work, 1, 1, Here(ours), {})
     assert (alone.workload[:7], alone.peer, alone.theirs) == ("1 chip,", "", [])
+
+
+class Constant:
+    """A peer that takes a second for everything."""
+
+    def turn(self, steps):
+        return 1.0
+
+
+@pytest.mark.parametrize(("count", "devices"), [(1, "1 device"), (2, "2 devices")])
+def test_training_steps_are_timed(count, devices):
+    job = Job("tests.small_models:Linear", batch=4)
+    ours = Here(OurTraining(job, count))
+    row = measure_training(job, 3, ours, Here(Constant()))
+    assert row.workload.startswith(f"training step, {devices}, tests.small_models:Linear, batch 4,")
+    assert (row.peer, row.theirs, len(row.ours)) == ("PyTorch eager", [1.0] * 3, 3)
+    assert min(row.ours) > 0
+    assert row.facts["GFLOP a step"] == pytest.approx(2 * 6 * 4 * 32 * 32 * 3 * 10 / 1e9)
+    alone = measure_training(job, 1, ours, None)
+    assert (alone.peer, alone.theirs, alone.ratios) == ("", [], [])
+
+
+def test_the_papers_training_is_the_default():
+    config = Job().config()
+    assert (config.batch_size, config.alpha_l) == (128, 0.7)
+    assert config.hardware.weights.encoding == "sign_magnitude"
+    (faults,) = config.hardware.faults
+    assert (faults.p0, faults.p1, faults.layers) == (0.067, 0.013, "!classifier")
+    assert Job().model().config.channels == 20
+
+
+class Trainings:
+    """Trainings whose accuracies are known."""
+
+    def __init__(self, *accuracies):
+        self.accuracies, self.started = accuracies, []
+
+    def start(self, seed):
+        self.started.append(seed)
+
+    def epoch(self, epoch):
+        assert epoch in (0, 1)
+
+    def accuracy(self):
+        return self.accuracies[self.started[-1]]
+
+
+def test_accuracies_go_on_and_are_compared(tmp_path):
+    path, settings = tmp_path / "made" / "accuracy.json", accuracy.Settings(epochs=2)
+    ours, theirs = Trainings(0.50, 0.53, 0.52), Trainings(0.49, 0.47, 0.55)
+    sides = {"ours": Here(ours), "PyTorch": Here(theirs)}
+    accuracy.measure(accuracy.Record(path, settings, "data"), 1, sides, "a machine")
+    first = json.loads(path.read_text())
+    assert first["summary"]["difference"] == pytest.approx(0.01)
+    assert first["summary"]["ours"] == {"n": 1, "mean": 0.5, "standard_deviation": None}
+    assert "interval_95" not in first["summary"]
+    assert accuracy.lines({"ours": [0.5], "PyTorch": [0.49]}).splitlines() == [
+        "ours    0.5000: mean 0.5000, n 1",
+        "PyTorch 0.4900: mean 0.4900, n 1",
+        "ours - PyTorch: +0.0100",
+    ]
+    record = accuracy.Record(path, settings, "data")
+    accuracy.measure(record, 3, sides, "a machine")
+    assert ours.started == theirs.started == [0, 1, 2]
+    content = json.loads(path.read_text())
+    assert content["runs"]["ours"]["0"] == first["runs"]["ours"]["0"]
+    assert content["settings"] == dataclasses.asdict(settings)
+    a, b = np.array(ours.accuracies), np.array(theirs.accuracies)
+    u, v = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 3
+    freedom = (u + v) ** 2 / (u**2 / 2 + v**2 / 2)  # Welch and Satterthwaite
+    half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(u + v)
+    expected = np.mean(a) - np.mean(b) + np.array([-half, half])
+    np.testing.assert_allclose(content["summary"]["interval_95"], expected)
+    last = accuracy.lines(record.accuracies()).splitlines()[-1]
+    assert last.startswith("ours - PyTorch: +0.0133 [-0.0")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "data", "text", "message"),
+    [
+        (3, "data", None, "other settings or data"),
+        (2, "others", None, "other settings or data"),
+        (2, "data", "[]", "holds no accuracies"),
+    ],
+)
+def test_accuracies_of_something_else_are_kept(tmp_path, epochs, data, text, message):
+    path, settings = tmp_path / "accuracy.json", accuracy.Settings(epochs=2)
+    sides = {"ours": Here(Trainings(0.5))}
+    accuracy.measure(accuracy.Record(path, settings, "data"), 1, sides, "a machine")
+    if text:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        accuracy.Record(path, dataclasses.replace(settings, epochs=epochs), data)
+
+
+def test_accuracy_is_a_command_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "accuracy", "--seeds=0", "--out=unused.json"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert capsys.readouterr().err == "error: --seeds must be at least 1\n"
+
+
+def test_an_unknown_network_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "training", "--network=resnet19"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "did you mean resnet18?" in capsys.readouterr().err
 
 
 def test_the_command_prints_a_table_and_writes_every_row(monkeypatch, tmp_path, capsys):
