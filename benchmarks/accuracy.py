@@ -25,7 +25,6 @@ import numpy as np
 import scipy.stats
 
 from benchmarks.host import describe
-from benchmarks.training_steps import as_training_data
 from benchmarks.turns import Side
 from configs import train_defaults
 from experiments import devices, large_pages
@@ -36,7 +35,7 @@ from ftnas_jax.data import Dataset
 from ftnas_jax.data_io import replacing
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.nn.hardware import Hardware
-from ftnas_jax.training import Training
+from ftnas_jax.training import Training, TrainingData
 from ftnas_jax.training_config import TrainingConfig
 
 SIDES = ("ours", "PyTorch")
@@ -106,7 +105,7 @@ class OurTrainings:
     def __init__(self, settings: Settings, folders: Folders):
         devices.make_cpu_devices(1)
         self._settings, self._dataset = settings, folders.load(settings)
-        self._data = as_training_data(self._dataset)
+        self._data = TrainingData.of(self._dataset)
 
     def start(self, seed: int) -> None:
         """Prepare a training; no step is left to compile."""

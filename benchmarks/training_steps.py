@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.host import matmul_rate
@@ -81,7 +80,7 @@ class OurTraining:
     def __init__(self, job: Job, count: int = 0):
         devices.make_cpu_devices(count)
         self._watch = CompileWatch()
-        data = as_training_data(job.data())
+        data = TrainingData.of(job.data())
         self.job = Training(job.config(), job.model(), data, devices.take(count))
         self._state, self._next = jax.block_until_ready(self.job.init()), 0
 
@@ -104,12 +103,6 @@ class OurTraining:
     def matmul_rate(self) -> float:
         """See `benchmarks.host`; in the process, and by the library, of the steps."""
         return matmul_rate()
-
-
-def as_training_data(dataset: Dataset) -> TrainingData:
-    """A data set as a training takes it."""
-    arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-    return TrainingData(*map(jnp.asarray, (*arrays, *dataset.mean_std())))
 
 
 def training(rounds: int, with_peer: bool, job: Job | None = None) -> Iterator[Row]:

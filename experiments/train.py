@@ -13,7 +13,6 @@ if __name__ == "__main__":
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import cli, train_report
@@ -60,8 +59,7 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Training:
     text = genotype(config)
     if text is not None:
         run.pin(GENOTYPE, {"best": {"genotype": text}})
-    arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
-    data = TrainingData(*map(jax.numpy.asarray, (*arrays, *dataset.mean_std())))
+    data = TrainingData.of(dataset)
     with as_input_error():
         model = network(config, dataset.num_classes)
         job = Training(training_config(config), model, data, devices)

@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from ftnas_jax.augment import augment, normalize
+from ftnas_jax.data import Dataset
 from ftnas_jax.graph.model import on_hardware
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_mesh import SearchMesh
@@ -56,6 +57,12 @@ class TrainingData(NamedTuple):
     test_labels: jax.Array
     mean: jax.Array
     std: jax.Array
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "TrainingData":
+        """All images of a data set, and how they are normalized."""
+        arrays = (dataset.images, dataset.labels, dataset.test_images, dataset.test_labels)
+        return cls(*map(jnp.asarray, (*arrays, *dataset.mean_std())))
 
 
 class TrainingState(NamedTuple):

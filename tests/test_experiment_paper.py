@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import signal
 import sys
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import paper_full, paper_small, train_defaults
+from configs import paper_full, paper_small
 from experiments.paper import __main__ as paper
 from experiments.paper import report
 from experiments.paper.runs import Plan, random_genotype
@@ -36,11 +37,12 @@ def flags(run) -> dict[str, str]:
 
 def config_of(run) -> dict:
     """The config of a training's command line."""
-    config = train_defaults.get_config()
+    module = flags(run)["config"].removesuffix(".py").replace("/", ".")
+    config = importlib.import_module(module).get_config()
     for name, value in flags(run).items():
         if name != "config":
             field = name.removeprefix("config.")
-            kind = type(config.to_dict() if not field else _get(config, field))
+            kind = type(_get(config, field))
             config.update_from_flattened_dict({field: kind(value)})
     return config.to_dict()
 

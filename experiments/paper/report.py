@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,9 @@ from ftnas_jax.campaigns.outcome import write_rows
 from ftnas_jax.costs import Costs, costs_at
 from ftnas_jax.errors import as_input_error
 from ftnas_jax.models import by_name
-from ftnas_jax.plots.style import PALETTE, STYLE, save_figure
+from ftnas_jax.plots.style import PALETTE, STYLE, save_figure, scale_rates
 
 _IMAGE = (32, 32, 3)
-_LOG_SPAN = 20
 
 
 class Cell(NamedTuple):
@@ -53,8 +52,9 @@ def write(table: Table, plan: Plan) -> str:
         cells = {
             (row, sweep): _cells(plan, row, sweep) for row in table.rows for sweep in table.sweeps
         }
-        write_rows(plan.folder / f"table-{table.name}.csv", _csv(table, plan, cells))
-        text = _markdown(table, plan, cells)
+        costs = {row: _costs(plan, row) for row in table.rows}
+        write_rows(plan.folder / f"table-{table.name}.csv", _csv(table, plan, cells, costs))
+        text = _markdown(table, plan, cells, costs)
         there = any(cell.trainings for own in cells.values() for cell in own)
         if there and any(len(sweep.shown) > 2 for sweep in table.sweeps):
             save_figure(_draw(table, cells), plan.folder / f"table-{table.name}")
@@ -126,19 +126,13 @@ def _trained_under(plan: Plan, row: Row) -> str:
 # As text
 
 
-def _markdown(table: Table, plan: Plan, cells) -> str:
+def _markdown(table: Table, plan: Plan, cells, costs: Mapping[Row, Costs | None]) -> str:
     columns = [f"{rate:g}" for sweep in table.sweeps for rate in sweep.shown]
     head = ["architecture", "trained", "", "clean", *columns, "MFLOPs", "Mparameters"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in table.rows:
         own = [cell for sweep in table.sweeps for cell in cells[row, sweep]]
-        costs = _costs(plan, row)
-        flops, parameters = (
-            ("-", "-")
-            if costs is None
-            else (f"{costs.flops / 1e6:.1f}", f"{costs.parameters / 1e6:.3f}")
-        )
-        ours = [_number(own[0].clean), *map(_with_interval, own), flops, parameters]
+        ours = [_number(own[0].clean), *map(_with_interval, own), *_millions(costs[row])]
         theirs = list(row.faulty) + [None] * (len(own) - len(row.faulty))
         paper = [row.clean, *theirs, row.flops, row.parameters]
         lines.append(f"| {row.label} | {_trained_under(plan, row)} | here | {' | '.join(ours)} |")
@@ -166,6 +160,13 @@ def _remarks(table: Table, plan: Plan, cells) -> list[str]:
     return lines
 
 
+def _millions(costs: Costs | None) -> tuple[str, str]:
+    """FLOPs and parameters."""
+    if costs is None:
+        return "-", "-"
+    return f"{costs.flops / 1e6:.1f}", f"{costs.parameters / 1e6:.3f}"
+
+
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
@@ -176,10 +177,12 @@ def _with_interval(cell: Cell) -> str:
     return f"{100 * cell.estimate:.1f} ± {50 * (cell.high - cell.low):.1f}"
 
 
-def _csv(table: Table, plan: Plan, cells) -> list[dict[str, Any]]:
+def _csv(
+    table: Table, plan: Plan, cells, costs: Mapping[Row, Costs | None]
+) -> list[dict[str, Any]]:
     rows = []
     for row in table.rows:
-        costs, paper = _costs(plan, row), iter(row.faulty)
+        own, paper = costs[row], iter(row.faulty)
         for sweep in table.sweeps:
             for rate, cell in zip(sweep.shown, cells[row, sweep], strict=True):
                 rows.append(
@@ -191,8 +194,8 @@ def _csv(table: Table, plan: Plan, cells) -> list[dict[str, Any]]:
                         **{k: "" if v != v else v for k, v in cell._asdict().items()},
                         "paper": _share(next(paper, None)),
                         "paper_clean": _share(row.clean),
-                        "flops": costs and costs.flops,
-                        "parameters": costs and costs.parameters,
+                        "flops": own and own.flops,
+                        "parameters": own and own.parameters,
                     }
                 )
     return rows
@@ -228,8 +231,7 @@ def _draw(table: Table, cells) -> Figure:
                 paper = row.faulty[done : done + len(sweep.shown)]
                 if len(paper) == len(sweep.shown) and None not in paper:
                     axes.plot(sweep.shown, paper, "--", color=color, linewidth=0.9, alpha=0.7)
-            if max(sweep.shown) / min(sweep.shown) >= _LOG_SPAN:
-                axes.set_xscale("log")
+            scale_rates(axes, sweep.shown)
             axes.set(title=sweep.title, xlabel="rate", ylim=(0, 101))
             done += len(sweep.shown)
         panels[0].set_ylabel("accuracy (%)")

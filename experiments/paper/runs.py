@@ -15,8 +15,6 @@ from experiments.paper.tables import Recipe, Row, Sweep, Table
 from ftnas_jax.models import MODELS
 from ftnas_jax.space import PRIMITIVES, Architecture, Space
 
-_ADSAF = "stuck_at:p0=0.067,p1=0.013,layers=!classifier"
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -76,7 +74,9 @@ class Plan:
         fields = {"network": self.network(row.network), "seed": seed}
         fields |= {name: self.scale[name] for name in ("epochs", "batch_size")}
         fields |= {"test_every": self.scale["epochs"]} | self._recipe(row.recipe)
-        arguments = ("--config", "configs/train_defaults.py", *self._fields(fields))
+        # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
+        config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
+        arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
         return Run(f"train-{_name(row, seed)}", "experiments.train", arguments)
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
@@ -136,12 +136,11 @@ class Plan:
         return f"{text},preprocess={every},preprocess_stride2={every}"
 
     def _recipe(self, recipe: Recipe) -> dict[str, Any]:
-        """Fields of a training that say under which faults."""
+        """Fields of a training that say under which faults, but for those of its config."""
         if recipe == "clean":
             return {"weights.alpha_l": 0.0}
         if recipe == "adsaf":
-            encoding = {"quantization.weight_encoding": "sign_magnitude"}
-            return {"faults": _ADSAF, "weights.alpha_l": 0.7} | encoding
+            return {}
         tried = self.scale["p_m"] if recipe == "mibb" else recipe.removeprefix("mibb_")
         if "," not in tried:
             return {"faults": f"mibb:p_m={tried}"}

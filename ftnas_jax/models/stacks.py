@@ -51,13 +51,11 @@ class Primitive(nn.Module):
         if kind == "dense":
             x = nn.relu(x)
             return conv_norm(x, self.features, "conv0", train=train, size=size, stride=self.stride)
-        for half in range(1 if dilation > 1 else 2):
-            x = _depthwise(
-                nn.relu(x), f"depthwise{half}", size, dilation, 1 if half else self.stride
-            )
-            # A separable convolution changes the number of channels where it ends.
-            last = half == (0 if dilation > 1 else 1)
-            channels = self.features if last else x.shape[-1]
+        halves = 1 if dilation > 1 else 2  # a SepConv is two of them
+        for half in range(halves):
+            stride = 1 if half else self.stride
+            x = _depthwise(nn.relu(x), f"depthwise{half}", size, dilation, stride)
+            channels = self.features if half == halves - 1 else x.shape[-1]
             x = conv_norm(x, channels, f"pointwise{half}", train=train, size=1)
         return x
 

@@ -6,13 +6,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ftnas_jax.campaigns.outcome import Outcome, Report
-from ftnas_jax.plots.style import GREY, INK, PALETTE, STYLE
-
-_LOG_SPAN = 20
-"""Largest over smallest value from which an axis is logarithmic."""
+from ftnas_jax.plots.style import GREY, INK, PALETTE, STYLE, scale_rates
 
 
 def draw_curves(report: Report) -> Figure:
@@ -106,11 +102,7 @@ def _label(axes: Axes, title: str, outcomes: Sequence[Outcome]) -> None:
     values = [value for outcome in outcomes if (value := _value(outcome)) is not None]
     timed = outcomes[0].point.time is not None
     axes.set(title=title, xlabel="time" if timed else "rate", ylim=(0, 101))
-    if min(values) > 0 and max(values) / min(values) >= _LOG_SPAN:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+    scale_rates(axes, values)
 
 
 def _draw_row(axes: Axes, row: int, outcome: Outcome, color: str) -> None:

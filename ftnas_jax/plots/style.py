@@ -4,15 +4,21 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 BLUE, ORANGE, GREEN, SKY = "#0072B2", "#E69F00", "#009E73", "#56B4E9"
 VERMILLION, PURPLE = "#D55E00", "#CC79A7"
 INK, WIRE, GREY, PALE = "#1F2328", "#59636E", "#8C959F", "#D1D9E0"
+
+_LOG_SPAN = 20
+"""Largest over smallest value from which an axis is logarithmic."""
 
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
 """Of lines side by side."""
@@ -46,6 +52,15 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "ftnas_jax",
 }
+
+
+def scale_rates(axes: Axes, values: Sequence[float]) -> None:
+    """An x axis of rates or times, logarithmic where they span a wide range."""
+    if min(values) > 0 and max(values) / min(values) >= _LOG_SPAN:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 200) -> list[Path]:
