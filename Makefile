@@ -23,7 +23,7 @@ quickstart: $(VENV)/run.stamp
 	$(BIN)/python -m experiments.search --config configs/quickstart.py --workdir runs/quickstart
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob="tests/test_torch_*.py"
 
 peer: $(VENV)/peer.stamp
 	$(BIN)/python -m pytest -n 2 tests/test_torch_*.py

@@ -17,6 +17,7 @@ from ftnas_jax.split_batch import Axis, largest_of_parts
 
 MIN_BITS, MAX_BITS = 2, 16
 _MAX_SHIFT = 120  # keeps 2^l and 2^-l normal float32 numbers
+_MANTISSA_BITS, _EXPONENT_BIAS = 23, 127  # of float32
 
 Encoding = Literal["twos_complement", "sign_magnitude"]
 
@@ -84,19 +85,21 @@ def length_for_range(high: jax.Array, low: jax.Array, fmt: FixedPoint) -> jax.Ar
     Returns:
         int32 like `high`.
     """
-    _, exponent = jnp.frexp(jnp.maximum(high, -low))
-    # |x| < 2^exponent, so bits - 2 - exponent fits always; two more may fit after rounding.
-    base = jnp.asarray(fmt.bits - 2, jnp.int32) - exponent
+    # Positive floats are ordered like their bits, and times 2^l adds l to their exponent. What is
+    # rounded half to even is below max_code + 1, which is even, as long as it is below
+    # max_code + 1/2; the same at the other end, where an even min_code is reached from beyond.
+    to_high = _as_bits(fmt.max_code + 0.5) - 1 - _as_bits(high)
+    to_low = _as_bits(0.5 - fmt.min_code) - fmt.min_code % 2 - _as_bits(low)
+    fits = jnp.minimum(to_high, to_low) >> _MANTISSA_BITS
     lowest = max(-_MAX_SHIFT, fmt.bits - 128)  # code · 2^-l stays a finite float32
-    best = jnp.clip(base, lowest, _MAX_SHIFT)
-    for more in (1, 2):
-        candidate = jnp.clip(base + more, lowest, _MAX_SHIFT)
-        fits = (jnp.round(jnp.ldexp(high, candidate)) <= fmt.max_code) & (
-            jnp.round(jnp.ldexp(low, candidate)) >= fmt.min_code
-        )
-        best = jnp.where(fits, candidate, best)
+    best = jnp.clip(fits, lowest, _MAX_SHIFT)
     empty = (high == 0) & (low == 0)
     return jnp.where(empty, jnp.int32(fmt.bits - 1), best)
+
+
+def _as_bits(x: jax.Array | float) -> jax.Array:
+    """The magnitude of a float32 as an integer; that of -0 is 0 too."""
+    return jax.lax.bitcast_convert_type(jnp.abs(jnp.float32(x)), jnp.int32)
 
 
 def _finite_range(x: jax.Array, batch_axis: Axis) -> tuple[jax.Array, jax.Array]:
@@ -171,5 +174,6 @@ def _straight_through_jvp(primals, tangents):
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:
-    """float32 2^exponent of an int32, exact where it is a normal number."""
-    return jnp.ldexp(jnp.float32(1.0), jnp.asarray(exponent, jnp.int32))
+    """float32 2^exponent, exact, of an int32 from -126 to 127."""
+    biased = jnp.asarray(exponent, jnp.int32) + jnp.int32(_EXPONENT_BIAS)
+    return jax.lax.bitcast_convert_type(biased << jnp.int32(_MANTISSA_BITS), jnp.float32)

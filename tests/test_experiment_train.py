@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import (
     train_fftt,
@@ -69,20 +68,6 @@ def config_with(**fields) -> dict:
 
 def run(workdir, devices=None, **fields) -> int:
     return experiment.train(config_with(**fields), str(workdir), devices or jax.devices()[:2])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """One folder of compiled programs for all trainings, so that only the first one compiles."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.1), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -282,8 +282,8 @@ def _range_of(x: jax.Array, axis: Axis) -> tuple[jax.Array, jax.Array]:
     def finite(x):
         return jnp.where(jnp.isfinite(x), x, 0.0)
 
-    high = jnp.max(_over_rows(jnp.maximum, finite, x), initial=0.0)
-    low = jnp.min(_over_rows(jnp.minimum, finite, x), initial=0.0)
+    high = jnp.max(_over_rows(jnp.max, finite, x), initial=0.0)
+    low = jnp.min(_over_rows(jnp.min, finite, x), initial=0.0)
     return largest_of_parts(high, axis), -largest_of_parts(-low, axis)
 
 
@@ -338,7 +338,7 @@ def layer_gradients(
 
     def add_sums(turn, total):
         f, own = parts(turn, g)
-        own = (_over_rows(jnp.add, _itself, own), _over_rows(jnp.add, jnp.multiply, own, f))
+        own = (_over_rows(jnp.sum, _itself, own), _over_rows(jnp.sum, jnp.multiply, own, f))
         return total + jnp.stack(own)
 
     total, with_f = _loop(turns, add_sums, jnp.zeros((2, g.shape[-1]), jnp.float32))
@@ -384,10 +384,10 @@ def _loop(turns: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
 def _add_moments(sums: Moments, f: jax.Array) -> Moments:
     """With f of some more images; `mean` and `square` are sums here."""
     return Moments(
-        sums.mean + _over_rows(jnp.add, _itself, f),
-        sums.square + _over_rows(jnp.add, jnp.square, f),
-        jnp.maximum(sums.high, _over_rows(jnp.maximum, _itself, f)),
-        jnp.minimum(sums.low, _over_rows(jnp.minimum, _itself, f)),
+        sums.mean + _over_rows(jnp.sum, _itself, f),
+        sums.square + _over_rows(jnp.sum, jnp.square, f),
+        jnp.maximum(sums.high, _over_rows(jnp.max, _itself, f)),
+        jnp.minimum(sums.low, _over_rows(jnp.min, _itself, f)),
     )
 
 
@@ -399,30 +399,11 @@ def _rows(x: jax.Array) -> jax.Array:
 
 
 def _over_rows(
-    combine: Callable[[jax.Array, jax.Array], jax.Array],
-    of: Callable[..., jax.Array],
-    *xs: jax.Array,
-):
-    """[C] out of one or more [B, H, W, C]: `of` of their elements, by an associative `combine`.
-
-    Up to 16 rows are combined at once, and `of` is applied to each of them: what XLA takes for a
-    reduction, or sees used more than once, it computes apart from what comes before (CPU).
-    """
-    row = _combine(combine, of, *(_rows(x) for x in xs))
-    return _combine(combine, _itself, row.reshape(-1, xs[0].shape[-1]))
-
-
-def _combine(combine, of: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
-    """[width] out of one or more [n, width]."""
-    parts = min(len(rows[0]), 16)
-    size = len(rows[0]) // parts
-
-    def piece(start: int, stop: int) -> jax.Array:
-        return of(*(r[start:stop] for r in rows))
-
-    total = functools.reduce(combine, [piece(i * size, (i + 1) * size) for i in range(parts)])
-    row = total[0] if size == 1 else _combine(combine, _itself, total)
-    return functools.reduce(combine, [row, *piece(parts * size, len(rows[0]))])
+    reduce: Callable[..., jax.Array], of: Callable[..., jax.Array], *xs: jax.Array
+) -> jax.Array:
+    """[C] out of one or more [B, H, W, C]: `of` of their elements, by `reduce`, as `jnp.sum`."""
+    row = reduce(of(*map(_rows, xs)), axis=0)
+    return reduce(row.reshape(-1, xs[0].shape[-1]), axis=0)
 
 
 def _itself(x: jax.Array) -> jax.Array:
