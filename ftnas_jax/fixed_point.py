@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftnas_jax.split_batch import Axis, largest_of_parts
 
@@ -85,11 +86,12 @@ def length_for_range(high: jax.Array, low: jax.Array, fmt: FixedPoint) -> jax.Ar
     Returns:
         int32 like `high`.
     """
-    # Positive floats are ordered like their bits, and times 2^l adds l to their exponent. What is
-    # rounded half to even is below max_code + 1, which is even, as long as it is below
-    # max_code + 1/2; the same at the other end, where an even min_code is reached from beyond.
-    to_high = _as_bits(fmt.max_code + 0.5) - 1 - _as_bits(high)
-    to_low = _as_bits(0.5 - fmt.min_code) - fmt.min_code % 2 - _as_bits(low)
+    # Positive floats are ordered like their bits, and times 2^l adds l to their exponent. Rounded
+    # half to even, x stays a code below max_code + 1/2, from where max_code + 1 is nearest, and
+    # above min_code - 1/2; on that, too, where min_code is even.
+    ends = np.float32([fmt.max_code + 0.5, 0.5 - fmt.min_code]).view(np.int32)
+    to_high = jnp.int32(ends[0] - 1) - _as_bits(high)
+    to_low = jnp.int32(ends[1] - fmt.min_code % 2) - _as_bits(low)
     fits = jnp.minimum(to_high, to_low) >> _MANTISSA_BITS
     lowest = max(-_MAX_SHIFT, fmt.bits - 128)  # code · 2^-l stays a finite float32
     best = jnp.clip(fits, lowest, _MAX_SHIFT)
@@ -97,9 +99,9 @@ def length_for_range(high: jax.Array, low: jax.Array, fmt: FixedPoint) -> jax.Ar
     return jnp.where(empty, jnp.int32(fmt.bits - 1), best)
 
 
-def _as_bits(x: jax.Array | float) -> jax.Array:
+def _as_bits(x: jax.Array) -> jax.Array:
     """The magnitude of a float32 as an integer; that of -0 is 0 too."""
-    return jax.lax.bitcast_convert_type(jnp.abs(jnp.float32(x)), jnp.int32)
+    return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
 
 
 def _finite_range(x: jax.Array, batch_axis: Axis) -> tuple[jax.Array, jax.Array]:

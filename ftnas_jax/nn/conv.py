@@ -258,17 +258,18 @@ def _depthwise_kernel_gradient(x, g, shape, padding: _Padding, dilation: int) ->
     padded = _pad(x, padding)
     batch, height, width, channels = g.shape
     starts = [(i * dilation, j * dilation) for i in range(shape[0]) for j in range(shape[1])]
+    zero, size = jnp.uint32(0), (batch, 1, width, channels)  # an unsigned index needs no check
 
     def tap(start):
         # Row by row: a product of all rows, or a reduction by XLA, would be stored on the way.
         rows = [
-            lax.dynamic_slice(padded, (0, start[0] + i, start[1], 0), (batch, 1, width, channels))
+            lax.dynamic_slice(padded, (zero, start[0] + jnp.uint32(i), start[1], zero), size)
             for i in range(height)
         ]
-        return functools.reduce(jnp.add, [row[:, 0] * g[:, i] for i, row in enumerate(rows)])
+        return functools.reduce(jnp.add, [row * g[:, i : i + 1] for i, row in enumerate(rows)])
 
-    by_tap = lax.map(tap, jnp.asarray(starts, jnp.int32))
-    return jnp.sum(by_tap, (1, 2)).reshape(shape)
+    by_tap = lax.map(tap, jnp.asarray(starts, jnp.uint32))
+    return jnp.sum(by_tap, (1, 2, 3)).reshape(shape)
 
 
 # Shared by convolutions and pooling on CPU

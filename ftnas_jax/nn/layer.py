@@ -11,7 +11,6 @@ BatchNorm and bias are one form, y = (f - mean) · slope + offset. The range of 
 fraction length, follows from that of f, channel by channel.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
