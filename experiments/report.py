@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from experiments.durations import duration
 from ftnas_jax import machine, plots
@@ -82,7 +82,7 @@ def difference(candidates: list[dict]) -> tuple[float, float, float] | None:
     ours, random = (rewards_of(candidates, group) for group in ("controller", "random"))
     if min(len(ours), len(random)) < 2:
         return None
-    low, high = stats.ttest_ind(ours, random, equal_var=False).confidence_interval(CONFIDENCE)
+    low, high = scipy.stats.ttest_ind(ours, random, equal_var=False).confidence_interval(CONFIDENCE)
     return ours.mean() - random.mean(), low, high
 
 

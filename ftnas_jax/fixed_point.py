@@ -89,9 +89,9 @@ def length_for_range(high: jax.Array, low: jax.Array, fmt: FixedPoint) -> jax.Ar
     # Positive floats are ordered like their bits, and times 2^l adds l to their exponent. Rounded
     # half to even, x stays a code below max_code + 1/2, from where max_code + 1 is nearest, and
     # above min_code - 1/2; on that, too, where min_code is even.
-    ends = np.float32([fmt.max_code + 0.5, 0.5 - fmt.min_code]).view(np.int32)
-    to_high = jnp.int32(ends[0] - 1) - _as_bits(high)
-    to_low = jnp.int32(ends[1] - fmt.min_code % 2) - _as_bits(low)
+    top, bottom = np.array([fmt.max_code + 0.5, 0.5 - fmt.min_code], np.float32).view(np.int32)
+    to_high = jnp.int32(top - 1) - _as_bits(high)
+    to_low = jnp.int32(bottom - fmt.min_code % 2) - _as_bits(low)
     fits = jnp.minimum(to_high, to_low) >> _MANTISSA_BITS
     lowest = max(-_MAX_SHIFT, fmt.bits - 128)  # code · 2^-l stays a finite float32
     best = jnp.clip(fits, lowest, _MAX_SHIFT)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ftnas_jax.campaigns.statistics import Interval, check_count, check_level, proportion
 
@@ -47,7 +47,7 @@ def sample_size(population: int, margin: float, *, level: float = 0.95, p: float
         raise ValueError(f"margin is {margin}; it lies between 0 and 1, as 0.01")
     if not 0 < p < 1:
         raise ValueError(f"p is {p}; an expected share lies between 0 and 1, 0.5 if not known")
-    spread = float(stats.norm.isf((1 - level) / 2)) ** 2 * p * (1 - p)
+    spread = float(scipy.stats.norm.isf((1 - level) / 2)) ** 2 * p * (1 - p)
     return math.ceil(population * spread / (margin**2 * (population - 1) + spread))
 
 
@@ -87,10 +87,10 @@ def share(count: int, n: int, population: int, *, level: float = 0.95) -> Interv
     least, most = count, population - (n - count)
 
     def not_too_few(critical: int) -> bool:
-        return bool(stats.hypergeom.sf(count - 1, population, critical, n) > tail)
+        return bool(scipy.stats.hypergeom.sf(count - 1, population, critical, n) > tail)
 
     def too_many(critical: int) -> bool:
-        return bool(stats.hypergeom.cdf(count, population, critical, n) <= tail)
+        return bool(scipy.stats.hypergeom.cdf(count, population, critical, n) <= tail)
 
     low = _first(not_too_few, least, most)
     high = _first(too_many, least, most + 1)
@@ -139,7 +139,7 @@ def stratified(
     weights, estimates = size / size.sum(), k / n
     variances = weights**2 / n * (size - n) / np.maximum(size - 1, 1)
     correction = 0.5 * np.min(weights / n, initial=1.0, where=size > n)
-    z = float(stats.norm.isf((1 - level) / 2))
+    z = float(scipy.stats.norm.isf((1 - level) / 2))
     low = 1 - _score_end(1 - estimates, weights, variances, correction, z)
     high = _score_end(estimates, weights, variances, correction, z)
     estimate = float(weights @ estimates)

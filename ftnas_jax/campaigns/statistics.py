@@ -15,8 +15,8 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy  # whose stats take a second to import, and do at their first use
 from numpy.typing import ArrayLike
-from scipy import stats
 
 Bounds = tuple[float, float]
 SHARES: Bounds = (0.0, 1.0)
@@ -95,7 +95,7 @@ def mean(
             estimate, estimate - b * (estimate - low), estimate + b * (high - estimate), level
         )
     if critical is None:
-        critical = float(stats.t.isf((1 - level) / 2, chips - 1))
+        critical = float(scipy.stats.t.isf((1 - level) / 2, chips - 1))
     arm = critical * deviation(values) / math.sqrt(chips)
     return Interval(estimate, max(estimate - arm, low), min(estimate + arm, high), level)
 
@@ -140,8 +140,8 @@ def quantile(
     chips, tail = ordered.size, (1 - level) / 2
     # Ranks from 1 to M; M q may be a whole number but for rounding.
     rank = max(1, math.ceil(round(chips * q, 9)))
-    lower = int(stats.binom.ppf(tail, chips, q))
-    upper = int(stats.binom.isf(tail, chips, q)) + 1
+    lower = int(scipy.stats.binom.ppf(tail, chips, q))
+    upper = int(scipy.stats.binom.isf(tail, chips, q)) + 1
     low = float(ordered[lower - 1]) if lower >= 1 else bounds[0]
     high = float(ordered[upper - 1]) if upper <= chips else bounds[1]
     return Interval(float(ordered[rank - 1]), low, high, level)
@@ -288,7 +288,7 @@ def _shares_of_chips(rights: ArrayLike, values: np.ndarray, bounds: Bounds) -> n
 
 
 def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
-    z2 = float(stats.norm.isf((1 - level) / 2)) ** 2
+    z2 = float(scipy.stats.norm.isf((1 - level) / 2)) ** 2
     centre = (count + z2 / 2) / (n + z2)
     arm = math.sqrt(z2 * (count * (n - count) / n + z2 / 4)) / (n + z2)
     return max(centre - arm, 0.0), min(centre + arm, 1.0)
@@ -296,6 +296,6 @@ def _wilson(count: int, n: int, level: float) -> tuple[float, float]:
 
 def _clopper_pearson(count: int, n: int, level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
-    high = float(stats.beta.isf(tail, count + 1, n - count)) if count < n else 1.0
+    low = float(scipy.stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
+    high = float(scipy.stats.beta.isf(tail, count + 1, n - count)) if count < n else 1.0
     return low, high

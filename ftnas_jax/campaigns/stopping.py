@@ -22,8 +22,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import special, stats
 
 from ftnas_jax.campaigns import statistics
 from ftnas_jax.campaigns.statistics import Bounds, Interval
@@ -66,7 +66,7 @@ class Rule:
 
     def critical(self, chips: int) -> float:
         """c_n, in the place of the t-quantile: of t_{n-1} at level 1 - α'."""
-        return float(stats.t.isf(self.error_rate / 2, chips - 1))
+        return float(scipy.stats.t.isf(self.error_rate / 2, chips - 1))
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -182,13 +182,13 @@ def _spreads(schedule: tuple[int, ...]) -> np.ndarray:
 
 def _worst_coverage(spreads: np.ndarray, chips: np.ndarray, alpha: float, level: float) -> float:
     """The least coverage over all ratios of spread to margin, for c_n at level 1 - alpha."""
-    critical = stats.t.isf(alpha / 2, chips - 1)
-    coverage = 1 - 2 * special.ndtr(-critical * spreads)
+    critical = scipy.stats.t.isf(alpha / 2, chips - 1)
+    coverage = 1 - 2 * scipy.special.ndtr(-critical * spreads)
     # Narrowest so far, in units of σ: it is not yet within a margin at the looks before the stop.
     narrowest = np.minimum.accumulate(critical / np.sqrt(chips) * spreads, axis=1)
     # Margins in the same units that a known σ would reach within, before and behind the schedule.
     needed = np.geomspace(chips[0] / 10, chips[-1] * 3, _RATIOS)
-    margins = stats.norm.isf((1 - level) / 2) / np.sqrt(needed)
+    margins = scipy.stats.norm.isf((1 - level) / 2) / np.sqrt(needed)
     paths = np.arange(len(spreads))
 
     def covered(margin):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from ftnas_jax.faults import DefectMap, FaultModel, format_text
 from ftnas_jax.fixed_point import FixedPoint, power_of_two, to_codes
@@ -220,5 +220,5 @@ def _interval(model: FaultModel, hits: int, drawn: int) -> tuple[float, float]:
     """Clopper-Pearson; the realised rate alone where faults are given and not drawn."""
     if isinstance(model, DefectMap):
         return hits / drawn, hits / drawn
-    interval = stats.binomtest(hits, drawn).proportion_ci(CONFIDENCE, method="exact")
+    interval = scipy.stats.binomtest(hits, drawn).proportion_ci(CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)

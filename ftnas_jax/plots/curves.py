@@ -6,11 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import scipy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from ftnas_jax.plots.style import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, STYLE, VERMILLION
 
@@ -134,7 +134,7 @@ def _draw_sample(axes: Axes, row: int, values: np.ndarray, color: str) -> None:
     axes.scatter(values, row + jitter, s=18, color=color, alpha=0.5, linewidths=0)
     text = f"{mean:.4g}  (n = {n})"
     if n > 1:
-        margin = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
+        margin = scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
         axes.plot((mean - margin, mean + margin), (row, row), color=INK, linewidth=3)
         digits = max(0, 1 - math.floor(math.log10(margin))) if margin else 4
         text = f"{mean:.{digits}f} ± {margin:.{digits}f}  (n = {n})"
