@@ -57,7 +57,9 @@ class Job:
     def __init__(self, *flags: str, logs: Path):
         self.logs = logs
         logs.mkdir(parents=True)
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        # Without the devices and the compiled programs of these tests; see conftest.
+        own = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+        environment = {k: v for k, v in os.environ.items() if k not in own}
         with open(logs / "stdout", "wb") as out, open(logs / "stderr", "wb") as err:
             command = [sys.executable, "-m", "experiments.search", *flags]
             self.process = subprocess.Popen(

@@ -20,7 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ftnas_jax.faults import apply_maps
-from ftnas_jax.fixed_point import FixedPoint, length_for_range, power_of_two, to_codes
+from ftnas_jax.fixed_point import (
+    FixedPoint,
+    fraction_length,
+    length_for_range,
+    power_of_two,
+    to_codes,
+)
 from ftnas_jax.nn.conv import on_cpu
 from ftnas_jax.nn.hardware import Hardware, Maps
 from ftnas_jax.nn.norm import EPSILON
@@ -266,24 +272,13 @@ def encode(x: jax.Array, hardware: Hardware, maps: Maps) -> Features:
     fmt = hardware.features
     if fmt is None:
         return Features(x, jnp.float32(1))
-    length = length_for_range(*_range_of(x, hardware.batch_axis), fmt)
+    length = fraction_length(x, fmt, hardware.batch_axis)
     return _stored(x, length, hardware, fmt, maps)
 
 
 def _stored(x: jax.Array, length: jax.Array, hardware: Hardware, fmt: FixedPoint, maps: Maps):
     codes = apply_maps(to_codes(x, length, fmt), hardware.models("features"), maps, fmt)
     return Features(codes.astype(code_dtype(fmt)), power_of_two(-length))
-
-
-def _range_of(x: jax.Array, axis: Axis) -> tuple[jax.Array, jax.Array]:
-    """Largest and smallest of 0 and the finite elements of x [B, H, W, C], scalars."""
-
-    def finite(x):
-        return jnp.where(jnp.isfinite(x), x, 0.0)
-
-    high = jnp.max(_over_rows(jnp.max, finite, x), initial=0.0)
-    low = jnp.min(_over_rows(jnp.min, finite, x), initial=0.0)
-    return largest_of_parts(high, axis), -largest_of_parts(-low, axis)
 
 
 def code_dtype(fmt: FixedPoint | None):
