@@ -1,7 +1,8 @@
 """Every test runs with strict promotion, without rank promotion, and with key reuse checked.
 
-All processes of a test run share the programs that they compile, in a folder of the run's own:
-many tests run the same small program, and compiling it takes most of their time.
+Compiling takes most of the time of tests, whose programs are small and run a few times. So all
+processes of a test run share the programs that they compile, in a folder of the run's own, and XLA
+optimizes little unless the environment has JAX_DISABLE_MOST_OPTIMIZATIONS=0.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = tempfile.mkdtemp(prefix="ftnas-programs-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
