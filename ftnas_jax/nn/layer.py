@@ -196,15 +196,18 @@ def run_window(
         with jax.named_scope("window"):
             return window.apply(images.astype(operands), kernel)
 
-    channels = jax.eval_shape(part, 0).shape[-1]
+    if turns == 1:  # nothing to join, and that much less to compile
+        f = part(0)
+        return store(tape, f, 0), _moments(f)
 
-    def body(turn, carry):
+    def add_part(turn, carry):
         tape, moments = carry
         f = part(turn)
         return store(tape, f, turn * some), _join(moments, turn, _moments(f))
 
+    channels = jax.eval_shape(part, 0).shape[-1]
     start = Moments(*(jnp.full(channels, v, jnp.float32) for v in (0, 0, -jnp.inf, jnp.inf)))
-    return _loop(turns, body, (tape, start))
+    return lax.fori_loop(0, turns, add_part, (tape, start))
 
 
 def over_devices(own: Moments, axis: Axis) -> Moments:
