@@ -196,10 +196,6 @@ def run_window(
         with jax.named_scope("window"):
             return window.apply(images.astype(operands), kernel)
 
-    if turns == 1:  # nothing to join, and that much less to compile
-        f = part(0)
-        return store(tape, f, 0), _moments(f)
-
     def add_part(turn, carry):
         tape, moments = carry
         f = part(turn)
@@ -207,7 +203,7 @@ def run_window(
 
     channels = jax.eval_shape(part, 0).shape[-1]
     start = Moments(*(jnp.full(channels, v, jnp.float32) for v in (0, 0, -jnp.inf, jnp.inf)))
-    return lax.fori_loop(0, turns, add_part, (tape, start))
+    return _loop(turns, add_part, (tape, start))
 
 
 def over_devices(own: Moments, axis: Axis) -> Moments:
@@ -335,8 +331,8 @@ def layer_gradients(
         own = (_over_rows(jnp.sum, _itself, own), _over_rows(jnp.sum, jnp.multiply, own, centered))
         return total + jnp.stack(own)
 
-    total, with_f = _loop(turns, add_sums, jnp.zeros((2, g.shape[-1]), jnp.float32))
-    own = jnp.stack([total, with_f * norm.inverse])
+    total, with_centered = _loop(turns, add_sums, jnp.zeros((2, g.shape[-1]), jnp.float32))
+    own = jnp.stack([total, with_centered * norm.inverse])
     means = mean_of_parts(own, axis) / (g.size // g.shape[-1])
     level, tilt = jnp.where(norm.by_batch, means, 0.0) * norm.slope[None]
     tilt = tilt * norm.inverse
