@@ -314,6 +314,7 @@ def test_given_architectures_are_scored_and_pinned_and_one_device_is_enough(runs
     path.write_text(f"# two of mine\n{GIVEN}\n{GIVEN}\n")
     fields = {
         "epochs": 1,
+        "network__cells": 1,
         "space__primitives": ("none", "skip_connect"),
         "candidates__sampled": 2,
         "candidates__random": 0,

@@ -1,6 +1,7 @@
 """The project's own networks as models on hardware: what fails of them, and at which rate."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ FAULTS = ft.faults.parse(
     "stuck_at:p0=0.1,p1=0.1,layers=!classifier+mibb:p_m=1e-2+bit_flip:rate=0.01,site=activations"
 )
 IMAGE = (8, 8, 3)
+DRAW = ft.Draw(jax.random.key(2))
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +35,29 @@ def chip():
 @pytest.fixture(scope="module")
 def args(chip):
     images = jax.random.normal(jax.random.key(0), (4, *IMAGE))
-    return chip.model.init(jax.random.key(1), images, CELLS), images, CELLS
+    init = jax.jit(chip.model.init, static_argnums=2)
+    return init(jax.random.key(1), images, CELLS), images, CELLS
 
 
-def test_apply_is_that_of_the_network_on_this_hardware(chip, args):
+def compiled(function):
+    """`function(variables, images, draw)` of the cells, in one program."""
+    return jax.jit(lambda variables, images, draw: function(variables, images, CELLS, draw=draw))
+
+
+@pytest.fixture(scope="module")
+def logits(chip, args):
+    return compiled(chip.apply)(*args[:2], DRAW)
+
+
+def test_apply_is_that_of_the_network_on_this_hardware(chip, args, logits):
     network = chip.model.clone(hardware=chip.hardware)
-    draw = ft.Draw(jax.random.key(2))
-    np.testing.assert_array_equal(chip.apply(*args, draw=draw), network.apply(*args, draw))
+    np.testing.assert_array_equal(logits, compiled(network.apply)(*args[:2], DRAW))
+
+
+def test_hardware_without_faults_is_that_of_the_network(chip, args):
     clean = chip.with_hardware(ft.Hardware(faults=()))
-    np.testing.assert_array_equal(clean.apply(*args), chip.model.apply(*args))
+    got, expected = (compiled(model.apply)(*args[:2], DRAW) for model in (clean, chip.model))
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_the_sites_are_the_layers_that_cost_something(chip, args):
@@ -74,9 +90,8 @@ def _is_halves(name):
     return name.startswith("cell1/edge0-2/skip_connect")
 
 
-def test_what_is_observed_is_what_the_network_computes(chip, args):
+def test_what_is_observed_is_what_the_network_computes(chip, args, logits):
     """Held tensors follow from what is computed, its length and its maps."""
-    draw = ft.Draw(jax.random.key(2))
 
     def keep(tensor, held):
         codes = ft.faults.apply_maps(
@@ -89,8 +104,9 @@ def test_what_is_observed_is_what_the_network_computes(chip, args):
         )
         return codes.astype(jnp.float32) * 2.0 ** -held.length.astype(jnp.float32), held.held
 
-    logits, seen = chip.observed(keep, *args, draw=draw)
-    np.testing.assert_array_equal(logits, chip.apply(*args, draw=draw))
+    observed = compiled(functools.partial(chip.observed, keep))
+    outputs, seen = observed(*args[:2], DRAW)
+    np.testing.assert_array_equal(outputs, logits)
     for name, (expected, held) in seen.items():
         np.testing.assert_array_equal(held, expected, err_msg=name)
 
@@ -136,13 +152,16 @@ def test_a_defect_map_sticks_its_cells(chip, args, tmp_path):
     file = tmp_path / "chip.csv"
     file.write_text("layer,position,stuck_at\nstem,5,max\nstem,7,0\n")
     own = chip.with_hardware(ft.Hardware(faults=ft.faults.DefectMap(str(file))))
-    draw = ft.Draw(jax.random.key(0))
-    seen = own.observed(lambda tensor, held: (held.x, held.held), *args, draw=draw)[1]
-    w, held = (np.asarray(a).ravel() for a in seen["stem/conv0/kernel"])
+
+    def see(chip):
+        keep = functools.partial(chip.observed, lambda tensor, held: (held.x, held.held))
+        return compiled(keep)(*args[:2], DRAW)[1]["stem/conv0/kernel"]
+
+    w, held = (np.asarray(a).ravel() for a in see(own))
     step = np.min(np.abs(held[held != 0]))
     sound = ft.Hardware(own.hardware.weights)
-    quantized = chip.with_hardware(sound).observed(lambda t, h: h.held, *args)[1]
-    changed = np.flatnonzero(held != np.ravel(quantized["stem/conv0/kernel"]))
+    quantized = see(chip.with_hardware(sound))[1]
+    changed = np.flatnonzero(held != np.ravel(quantized))
     assert set(changed) <= {5, 7}
     assert held[7] == 0
     assert abs(held[5]) >= np.abs(w).max() - step

@@ -9,6 +9,7 @@ geometric. Both ways have the same distribution.
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,10 @@ _CHUNKS = 32
 
 _EXACT_FLOAT = 2**24
 """Sums of whole numbers are exact in float32 up to here."""
+
+
+Values = Callable[[jax.Array], jax.Array] | None
+"""Values of failures: uniform uint32 words → int8, element by element; None for 1."""
 
 
 class Rate(NamedTuple):
@@ -71,8 +76,10 @@ def below(words: jax.Array, rate: Rate) -> jax.Array:
     return (words < jnp.asarray(rate.threshold)) | jnp.asarray(rate.p >= 1)
 
 
-def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = False) -> jax.Array:
-    """Zeros with `values(key, n)` at the positions of independent failures. Consumes `keys`.
+def failures(
+    keys: jax.Array, size: int, rate: Rate, values: Values = None, *, nested: bool = False
+) -> jax.Array:
+    """Zeros with values at the positions of independent failures. Consumes `keys`.
 
     The cheaper sampler is chosen while tracing where the rate is known, else when it runs; a rate
     gives the same failures either way. A row depends on its key alone.
@@ -81,7 +88,7 @@ def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = F
         keys: typed keys [n].
         size: number of positions.
         rate: probability of a failure, scalar.
-        values: (key, n) → int8 [n], the value at a failing position.
+        values: what a failing position holds, by default 1.
         nested: whether the failures of a key at a rate must be among those at any higher rate,
             with the same values: only a word for each position does that.
 
@@ -93,10 +100,8 @@ def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = F
         return _sparse_failures(keys, size, rate, values)
 
     def dense():
-        pairs = jax.vmap(jax.random.split)(keys)
-        hit = below(random_words(pairs[:, 0], size), rate)
-        drawn = jax.vmap(lambda key: values(key, size))(pairs[:, 1])
-        return jnp.where(hit, drawn, jnp.int8(0))
+        words, drawn = _words_and_values(keys, size, values)
+        return jnp.where(below(words, rate), drawn, jnp.int8(0))
 
     # Not by the number of keys: a row must not depend on those drawn with it.
     if nested or size >= _EXACT_FLOAT:
@@ -107,14 +112,31 @@ def failures(keys: jax.Array, size: int, rate: Rate, values, *, nested: bool = F
 
 
 def bit_failures(
-    keys: jax.Array, size: int, bits: int, rate: Rate, values, *, nested: bool = False
+    keys: jax.Array,
+    size: int,
+    bits: int,
+    rate: Rate,
+    values: Values = None,
+    *,
+    nested: bool = False,
 ) -> jax.Array:
     """`failures` of every bit of `size` codes on its own: int32 [n, size, bits]."""
     found = failures(keys, size * bits, rate, values, nested=nested)
     return found.reshape(len(keys), size, bits).astype(jnp.int32)
 
 
-def _sparse_failures(keys, size: int, rate: Rate, values) -> jax.Array:
+def _words_and_values(keys: jax.Array, size: int, values: Values):
+    """Words that say what fails, and the values there: uint32 and int8, both [n, size].
+
+    They are halves of one draw, since every draw takes long to compile.
+    """
+    if values is None:
+        return random_words(keys, size), jnp.int8(1)
+    words = random_words(keys, 2 * size)
+    return words[:, :size], values(words[:, size:])
+
+
+def _sparse_failures(keys, size: int, rate: Rate, values: Values) -> jax.Array:
     """Draws chunks of positions until one lies behind every row, so no tail is cut."""
     chunk, rows = max(1, size // _CHUNKS), len(keys)
 
@@ -123,12 +145,12 @@ def _sparse_failures(keys, size: int, rate: Rate, values) -> jax.Array:
 
     def draw(state):
         last, turn, out = state
-        pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, turn)))(keys)
-        gaps = jax.vmap(lambda key: _geometric_gaps(key, chunk, rate))(pairs[:, 0])
+        own = jax.vmap(lambda key: jax.random.fold_in(key, turn))(keys)
+        words, drawn = _words_and_values(own, chunk, values)
+        gaps = _geometric_gaps(words, rate)
         # float32 sums are exact up to `size`; larger ones need only stay behind the row.
         ends = last[:, None].astype(jnp.float32) + jnp.cumsum(gaps, 1)
         positions = jnp.minimum(ends, jnp.float32(size + 1)).astype(jnp.int32)
-        drawn = jax.vmap(lambda key: values(key, chunk))(pairs[:, 1])
         out = out.at[jnp.arange(rows)[:, None], positions - 1].set(drawn, mode="drop")
         return positions[:, -1], turn + 1, out
 
@@ -136,9 +158,11 @@ def _sparse_failures(keys, size: int, rate: Rate, values) -> jax.Array:
     return jax.lax.while_loop(unfinished, draw, start)[2]
 
 
-def _geometric_gaps(key: jax.Array, count: int, rate: Rate) -> jax.Array:
-    """float32 [count] distances from one failure to the next, P(gap = g) = p (1 - p)^(g-1)."""
-    words = jax.random.bits(key, (count,), jnp.uint32)
+def _geometric_gaps(words: jax.Array, rate: Rate) -> jax.Array:
+    """Distances from one failure to the next, P(gap = g) = p (1 - p)^(g-1), by uniform words.
+
+    float32, as large as uint32 `words`.
+    """
     # -log(1 - u) of a uniform u, from the end that u is near to: 1 - u is exact in float32 at
     # both, and never 0.
     near = (jnp.minimum(words, ~words).astype(jnp.float32) + jnp.float32(0.5)) * jnp.float32(

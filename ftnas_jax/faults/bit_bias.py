@@ -64,6 +64,6 @@ class BitBias(AccumulatingModel):
         return saturate(codes + fault_map, fmt)
 
 
-def _signs(key: jax.Array, count: int) -> jax.Array:
-    """int8 [count], each of ±1 equally likely."""
-    return jnp.where(jax.random.bits(key, (count,), jnp.uint8) & 1 == 1, jnp.int8(-1), jnp.int8(1))
+def _signs(words: jax.Array) -> jax.Array:
+    """int8, each of ±1 equally likely, by uniform uint32 words."""
+    return jnp.where(words & 1 == 1, jnp.int8(-1), jnp.int8(1))

@@ -73,9 +73,7 @@ class BitFlip(AccumulatingModel):
         """uint8 [n, *shape], uint16 for formats of more than 8 bits: the bits to flip."""
         self.check(fmt)
         own = count_bits(self.bits, self.bit, fmt.bits)
-        flips = bernoulli.bit_failures(
-            keys, math.prod(shape), own, exposure, _ones, nested=self.nested
-        )
+        flips = bernoulli.bit_failures(keys, math.prod(shape), own, exposure, nested=self.nested)
         masks = put_bits(flips, self.bits, self.bit, fmt.bits)
         word = jnp.uint8 if fmt.bits <= 8 else jnp.uint16
         return masks.astype(word).reshape(len(keys), *shape)
@@ -83,11 +81,6 @@ class BitFlip(AccumulatingModel):
     def apply(self, codes: jax.Array, fault_map: jax.Array, fmt: FixedPoint) -> jax.Array:
         """The codes with their bits flipped; again codes without any saturation."""
         return from_words(to_words(codes, fmt) ^ fault_map.astype(jnp.int32), fmt)
-
-
-def _ones(key: jax.Array, count: int) -> jax.Array:
-    del key
-    return jnp.ones(count, jnp.int8)
 
 
 def to_words(codes: jax.Array, fmt: FixedPoint) -> jax.Array:

@@ -77,9 +77,8 @@ class MiBB(AccumulatingModel):
         return saturate(codes + jnp.sign(fault_map).astype(jnp.int32) * size, fmt)
 
 
-def _biases(key: jax.Array, count: int, *, bits: int) -> jax.Array:
-    """int8 [count], each of ±1 .. ±bits equally likely, to 2^-28."""
-    words = jax.random.bits(key, (count,), jnp.uint32)
+def _biases(words: jax.Array, *, bits: int) -> jax.Array:
+    """int8, each of ±1 .. ±bits equally likely, to 2^-28, by uniform uint32 words."""
     # The product of the 28 bits above the sign with `bits` stays below 2^32.
     place = (((words >> 4) * jnp.uint32(bits)) >> 28).astype(jnp.int8) + jnp.int8(1)
     return jnp.where(words & 1 == 1, -place, place)

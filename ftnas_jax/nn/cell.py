@@ -24,7 +24,13 @@ from ftnas_jax.nn.hardware import (
 from ftnas_jax.nn.primitives import FaultMaps, apply_primitive
 from ftnas_jax.space import FAN_IN, INPUT_NODES, Cell, Space, edge_index, target_node
 
-_WEIGHTS, _FEATURES, _NODES = 0, 1, 2  # what may fail, as folded into keys
+_WEIGHTS, _FEATURES, _NODES = range(3)
+"""What may fail in a cell."""
+
+
+def _number(what: int, place):
+    """One of the numbers that say where faults of a cell are; no two places have the same."""
+    return 3 * place + what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +84,8 @@ class CellSpec:
         return self.faults(inputs_shape[-1]).draw(
             edge,
             self.choice(source, op),
-            cell_draw.at(_WEIGHTS, edge, op),
-            cell_draw.at(_FEATURES, place),
+            cell_draw.at(_number(_WEIGHTS, len(self.space.primitives) * edge + op)),
+            cell_draw.at(_number(_FEATURES, place)),
             self.inner_shape(inputs_shape),
         )
 
@@ -103,7 +109,9 @@ class CellSpec:
             if isinstance(node, int)
             else jax.tree.map(lambda table: jnp.asarray(table)[inner], stack_exposures(exposures))
         )
-        return draw_maps(self.hardware, "stored", cell_draw.at(_NODES, node), shape, own, active)
+        return draw_maps(
+            self.hardware, "stored", cell_draw.at(_number(_NODES, node)), shape, own, active
+        )
 
     def connect(self, name, params, x, running, maps, *, stride, path):
         """The operation `name` with this cell's settings; see `apply_primitive`."""

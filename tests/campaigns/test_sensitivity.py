@@ -1,5 +1,7 @@
 """One group at a time: the same as a campaign whose faults name that group."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -38,9 +40,16 @@ def network():
     return model, jax.jit(model.init)(jax.random.key(0), images[:1])
 
 
-def _alone(network, faults: str) -> np.ndarray:
-    report = ft.campaign(*network, small.data(), faults=faults, key=jax.random.key(1), chips=5)
-    return report.outcomes[0].accuracies
+@pytest.fixture(scope="module")
+def alone(network):
+    """Accuracies of a campaign of its own, by its faults."""
+
+    @functools.cache
+    def run(faults: str) -> np.ndarray:
+        report = ft.campaign(*network, small.data(), faults=faults, key=jax.random.key(1), chips=5)
+        return report.outcomes[0].accuracies
+
+    return run
 
 
 def _report(network, faults: str, by, **options) -> ft.Report:
@@ -50,42 +59,40 @@ def _report(network, faults: str, by, **options) -> ft.Report:
 
 
 @pytest.mark.parametrize("own_programs", [False, True, None])
-def test_a_layer_fails_as_where_the_faults_name_it_alone(network, own_programs):
+def test_a_layer_fails_as_where_the_faults_name_it_alone(network, alone, own_programs):
     report = _report(network, MIBB, "layer", own_programs=own_programs)
     groups = [outcome.point.group for outcome in report.outcomes]
     assert groups == ["a/first", "a/second", "b/first", "b/second"]
     for outcome in report.outcomes:
         text = f"{MIBB},layers={outcome.point.group}"
         assert outcome.point.text == text
-        np.testing.assert_array_equal(outcome.accuracies, _alone(network, text))
+        np.testing.assert_array_equal(outcome.accuracies, alone(text))
 
 
-def test_blocks_are_what_stands_before_the_first_slash(network):
+def test_blocks_are_what_stands_before_the_first_slash(network, alone):
     report = _report(network, FLIPS, "block")
     assert [o.point.group for o in report.outcomes] == ["a/*", "b/*", "end"]
-    np.testing.assert_array_equal(
-        report.outcomes[1].accuracies, _alone(network, f"{FLIPS},layers=b/*")
-    )
+    np.testing.assert_array_equal(report.outcomes[1].accuracies, alone(f"{FLIPS},layers=b/*"))
 
 
 @pytest.mark.parametrize("own_programs", [False, True])
-def test_a_bit_fails_as_where_the_faults_name_it_alone(network, own_programs):
+def test_a_bit_fails_as_where_the_faults_name_it_alone(network, alone, own_programs):
     report = _report(network, FLIPS, ("block", "bit"), own_programs=own_programs)
     assert len(report.outcomes) == 3 * 8
     last = report.outcomes[7]
     assert (last.point.group, last.point.bit) == ("a/*", 7)
     assert last.point.text == "bit_flip:rate=0.05,bits=7,layers=a/*"
-    np.testing.assert_array_equal(last.accuracies, _alone(network, last.point.text))
+    np.testing.assert_array_equal(last.accuracies, alone(last.point.text))
 
 
-def test_layers_that_the_faults_leave_out_stay_sound(network):
+def test_layers_that_the_faults_leave_out_stay_sound(network, alone):
     report = _report(network, "mibb:p_m=0.02,layers=!a/first", "block")
     assert [o.point.text for o in report.outcomes] == [
         "mibb:p_m=0.02,layers=a/second",
         "mibb:p_m=0.02,layers=b/*",
     ]
     np.testing.assert_array_equal(
-        report.outcomes[0].accuracies, _alone(network, "mibb:p_m=0.02,layers=a/second")
+        report.outcomes[0].accuracies, alone("mibb:p_m=0.02,layers=a/second")
     )
 
 
