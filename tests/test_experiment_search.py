@@ -315,6 +315,7 @@ def test_given_architectures_are_scored_and_pinned_and_one_device_is_enough(runs
     fields = {
         "epochs": 1,
         "network__cells": 1,
+        "network__reductions": (0,),
         "space__primitives": ("none", "skip_connect"),
         "candidates__sampled": 2,
         "candidates__random": 0,
