@@ -472,6 +472,5 @@ def test_spaces_without_convolutions(primitives):
 def test_a_network_of_one_architecture_takes_no_other():
     space = Space(3, ("none", "skip_connect"))
     network = Network(config(), space, Hardware(), space.first())
-    variables = network.init(jax.random.key(0), images())
     with pytest.raises(ValueError, match="a network of one architecture without"):
-        network.apply(variables, images(), space.random(jax.random.key(1)))
+        network.apply(variables_of(network), images(), space.random(jax.random.key(1)))
