@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ftnas_jax.faults import Place, Site, check_layers
-from ftnas_jax.nn.cell import CellSpec, static_cell
+from ftnas_jax.nn.cell import CellSpec, input_number, static_cell
 from ftnas_jax.nn.conv import EXACT
 from ftnas_jax.nn.fault_table import FaultTable
 from ftnas_jax.nn.hardware import (
@@ -328,7 +328,7 @@ class Cell(_Block):
         """Outputs of the two cells before → [B, h, w, (B-2) · channels]."""
         inputs = [
             Preprocess(self.config, self.hardware, self.train, name=f"preprocess{i}")(
-                x, self.channels, x.shape[1] // newer.shape[1], draw.at(2 + i)
+                x, self.channels, x.shape[1] // newer.shape[1], draw.at(input_number(i))
             )
             for i, x in enumerate((older, newer))
         ]

@@ -19,7 +19,7 @@ import pytest
 from ftnas_jax.faults import BitFlip, FaultModel, MiBB, StuckAt
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.nn.cell import CellSpec, static_cell
-from ftnas_jax.nn.hardware import Draw, Hardware
+from ftnas_jax.nn.hardware import Draw, Hardware, draw_maps
 from ftnas_jax.published import W_FTT_NET
 from ftnas_jax.space import Architecture, Connection, Space, edge_index, target_node
 from ftnas_jax.supernet import Network, NetworkConfig
@@ -348,6 +348,33 @@ class Recorder(FaultModel):
     def _note(self, shape, low, high):
         assert low == high
         self.seen.append((int(low), shape[1:]))
+
+
+@pytest.mark.parametrize("op", [1, 4, 6])
+def test_no_two_tensors_of_a_network_share_draws(monkeypatch, op):
+    """The key of none is that of another, nor is one folded into the other's."""
+    cells = [[[place % 2, op] for place in range(SPACE.connections)]] * 2
+    network = Network(config(), SPACE, FINE, Architecture.from_array(np.array(cells)))
+    variables = variables_of(network)
+    drawn, fold = [], Draw.at
+
+    def at(draw, *place):
+        if isinstance(draw.key, tuple):
+            return draw._replace(key=(*draw.key, *place))
+        return fold(draw, *place)
+
+    def record(hardware, kind, draw, *rest):
+        drawn.append(draw.key)
+        return draw_maps(hardware, kind, draw._replace(key=jax.random.key(0)), *rest)
+
+    monkeypatch.setattr(Draw, "at", at)
+    for module in ("supernet", "nn.cell", "nn.fault_table"):
+        monkeypatch.setattr(f"ftnas_jax.{module}.draw_maps", record)
+    jax.eval_shape(lambda own: network.apply(own, images(), draw=Draw((), True)), variables)
+    assert len(drawn) > 10
+    for place, key in enumerate(drawn):
+        for other in drawn[:place] + drawn[place + 1 :]:
+            assert other[: len(key)] != key
 
 
 @pytest.mark.parametrize("site", ["features", "activations"])

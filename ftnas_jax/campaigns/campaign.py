@@ -27,7 +27,7 @@ from ftnas_jax.campaigns.store import Store
 from ftnas_jax.campaigns.subject import NO_CLASS, Subject, as_subject
 from ftnas_jax.campaigns.trials import Predict, Trials, batches
 from ftnas_jax.faults import FaultModel
-from ftnas_jax.nn.hardware import Hardware
+from ftnas_jax.nn.hardware import DRAWS, Hardware
 from ftnas_jax.processes import agree, is_first
 
 
@@ -306,6 +306,7 @@ class Campaign:
         """What a chip's row depends on, but for the network and the point."""
         return {
             "key": jax.random.key_data(self._key).tolist(),
+            "draws": DRAWS,
             "batch_size": batches(len(self._labels), self._batch_size).size,
             "images": _digest(self._images, self._labels),
         }

@@ -25,12 +25,17 @@ from ftnas_jax.nn.primitives import FaultMaps, apply_primitive
 from ftnas_jax.space import FAN_IN, INPUT_NODES, Cell, Space, edge_index, target_node
 
 _WEIGHTS, _FEATURES, _NODES = range(3)
-"""What may fail in a cell."""
+"""What may fail in a cell: an edge's operation, a connection's features, a node."""
 
 
 def _number(what: int, place):
-    """One of the numbers that say where faults of a cell are; no two places have the same."""
+    """One of the numbers by which faults of a cell are told apart: no two places share one."""
     return 3 * place + what
+
+
+def input_number(node: int) -> int:
+    """That of the preprocessing of an input node, which has no other faults."""
+    return _number(_NODES, node)
 
 
 @dataclasses.dataclass(frozen=True)

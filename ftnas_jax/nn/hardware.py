@@ -148,6 +148,11 @@ class Hardware:
         return jnp.bfloat16 if held and not on_cpu() else jnp.float32
 
 
+DRAWS = 2
+"""Number of the way from keys to faults, which grows where it changes: by another way a chip of the
+same campaign has other faults, so that their rows do not go together."""
+
+
 class Draw(NamedTuple):
     """One pass through faulty hardware, or through sound hardware.
 
