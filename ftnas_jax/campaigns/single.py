@@ -17,7 +17,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,9 @@ from ftnas_jax.campaigns.statistics import Interval
 from ftnas_jax.campaigns.subject import Subject, as_subject
 from ftnas_jax.faults.bit_flip import from_words, to_words
 from ftnas_jax.fixed_point import FixedPoint, fraction_length, from_codes, to_codes
-from ftnas_jax.graph.hold import weight_leaves
-from ftnas_jax.graph.plan import layer_path
+from ftnas_jax.graph.hold import named_leaves
+from ftnas_jax.graph.model import matches
+from ftnas_jax.graph.network import NetworkOnHardware, rows_of_weights
 from ftnas_jax.graph.sites import text_table
 from ftnas_jax.nn.hardware import CLEAN, Hardware
 
@@ -49,7 +50,7 @@ class Stratum:
     Attributes:
         layer: path of their layer, None for all layers.
         bit: that flips, None for all bits; 0 is the lowest.
-        leaves: places of the weight tensors among those of the network.
+        parts: places of the weight tensors among those of the network.
         bits: that may flip.
         population: how many faults there are.
         wanted: how many are to be drawn.
@@ -57,7 +58,7 @@ class Stratum:
 
     layer: str | None
     bit: int | None
-    leaves: tuple[int, ...]
+    parts: tuple[int, ...]
     bits: tuple[int, ...]
     population: int
     wanted: int
@@ -183,7 +184,8 @@ class SingleFaults(Campaign):
         margin: half-width of each stratum's interval that its sample is made for, by Leveugle.
         level: of all intervals.
         tolerance: share of the images whose class a fault may change without being critical.
-        weights: patterns of paths of the weights, as for `ftnas_jax.graph.hold.hold`.
+        weights: patterns of the names of weights, joined by `|`; by default all that the hardware
+            holds.
         **options: as `Campaign` has them.
     """
 
@@ -207,17 +209,10 @@ class SingleFaults(Campaign):
         if not 0 <= tolerance < 1:
             raise ValueError(f"tolerance is {tolerance}; it is a share of the images, below 1")
         self._format, self._tolerance = fmt, tolerance
-        found = weight_leaves(subject.variables, weights)
-        self._leaves = tuple(place for place, _ in found)
-        arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(subject.variables)]
-        self._sizes = tuple(arrays[place].size for place in self._leaves)
-        lengths = [fraction_length(jnp.asarray(arrays[place]), fmt) for place in self._leaves]
-        self._lengths = np.array(lengths, np.int32)
-        names = [layer_path(name) for _, name in found]
-        self._population = [
-            f"{name} {size}" for (_, name), size in zip(found, self._sizes, strict=True)
-        ]
-        self._strata = _strata(names, self._sizes, fmt, by, margin, level)
+        self._parts = _parts(subject, test_set[0], weights, fmt)
+        self._strata = _strata(self._parts, fmt, by, margin, level)
+        held = _quantized(subject.variables, self._parts, fmt)
+        subject = dataclasses.replace(subject, variables=held)
         super().__init__([subject], test_set, self._strata, key, Settings(level=level), **options)
 
     def table(self) -> SingleFaultTable:
@@ -252,8 +247,8 @@ class SingleFaults(Campaign):
 
     def _identity(self) -> dict[str, Any]:
         """Fault numbers count the weights that may fail: of others they are other faults."""
-        population = hashlib.sha256("\n".join(self._population).encode()).hexdigest()
-        return super()._identity() | {"population": population}
+        named = "\n".join(f"{part.name} {part.size}" for part in self._parts)
+        return super()._identity() | {"population": hashlib.sha256(named.encode()).hexdigest()}
 
     def _verdict(self, subject: Subject, point: Any) -> Verdict:
         return Verdict(point.wanted, len(self._chips(subject, point)) >= point.wanted)
@@ -265,32 +260,38 @@ class SingleFaults(Campaign):
         return point.wanted
 
     def _predict(self, subject: Subject):
-        def predict(variables, lengths, fault, images, first):
-            del first
-            flipped = _flip(variables, self._leaves, lengths, fault, self._format)
+        leaves = sorted({part.leaf for part in self._parts})
+
+        def predict(variables, shared, fault, images, first):
+            del shared, first
+            flipped = _flip(variables, leaves, fault, self._format)
             return subject.classes(flipped, (), images, CLEAN)
 
         return predict
 
     def _shared(self, subject: Subject, point: Any) -> Any:
-        return self._lengths
+        return ()
 
     def _sound(self, subject: Subject, point: Any) -> tuple[Any, np.ndarray]:
-        return self._lengths, np.full((1, 3), -1, np.int32)
+        return (), np.array([[-1, 0, 0, 0]], np.int32)
 
     def _fault_numbers(self, subject: Subject, point: Any, numbers: list[int]) -> np.ndarray:
-        """int32 [F, 3]: which tensor, which weight of it, which bit."""
+        """int32 [F, 4]: which parameter, which weight of it, which bit, its fraction length."""
         seed = [
             *np.asarray(jax.random.key_data(self._key)).ravel(),
             zlib.crc32(point.text.encode()),
         ]
         drawn = draw_distinct(point.population, numbers[-1] + 1, np.random.default_rng(seed))
         weights, bits = np.divmod(drawn[numbers[0] :], len(point.bits))
-        ends = np.cumsum([self._sizes[leaf] for leaf in point.leaves])
+        parts = [self._parts[place] for place in point.parts]
+        ends = np.cumsum([part.size for part in parts])
         own = np.searchsorted(ends, weights, side="right")
-        begins = np.concatenate([[0], ends[:-1]])
-        leaves, chosen = np.array(point.leaves)[own], np.array(point.bits)[bits]
-        return np.stack([leaves, weights - begins[own], chosen], 1).astype(np.int32)
+        begins = np.concatenate([[0], ends[:-1]]) - [part.start for part in parts]
+        leaves, lengths = (
+            np.array([getattr(p, n) for p in parts])[own] for n in ("leaf", "length")
+        )
+        columns = [leaves, weights - begins[own], np.array(point.bits)[bits], lengths]
+        return np.stack(columns, 1).astype(np.int32)
 
 
 def draw_distinct(population: int, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -303,26 +304,91 @@ def draw_distinct(population: int, count: int, rng: np.random.Generator) -> np.n
     return np.array(list(found)[:count])
 
 
-def _flip(variables: Any, leaves, lengths: jax.Array, fault: jax.Array, fmt: FixedPoint) -> Any:
-    """The variables with one bit of one weight flipped; none by a tensor of number -1.
-
-    The code of a flipped weight fits the fraction length that its tensor has, so that quantizing
-    the tensor again leaves all of its codes as they are.
-    """
+def _flip(variables: Any, leaves: Sequence[int], fault: jax.Array, fmt: FixedPoint) -> Any:
+    """Quantized variables with one bit of one weight flipped; none by a leaf of number -1."""
     arrays, structure = jax.tree.flatten(variables)
-    for number, (place, length) in enumerate(zip(leaves, lengths, strict=True)):
-        flat = arrays[place].reshape(-1)
-        position = jnp.clip(fault[1], 0, flat.size - 1)
-        words = to_words(to_codes(flat[position], length, fmt), fmt) ^ (1 << fault[2])
+    number, place, bit, length = fault
+    for leaf in leaves:
+        flat = arrays[leaf].reshape(-1)
+        position = jnp.clip(place, 0, flat.size - 1)
+        words = to_words(to_codes(flat[position], length, fmt), fmt) ^ (1 << bit)
         value = from_codes(from_words(words, fmt), length).astype(flat.dtype)
-        own = jnp.where(fault[0] == number, value, flat[position])
-        arrays[place] = flat.at[position].set(own).reshape(arrays[place].shape)
+        own = jnp.where(number == leaf, value, flat[position])
+        arrays[leaf] = flat.at[position].set(own).reshape(arrays[leaf].shape)
     return jax.tree.unflatten(structure, arrays)
 
 
+def _quantized(variables: Any, parts: Sequence["_Part"], fmt: FixedPoint) -> Any:
+    """The variables with the weights that the hardware holds for them.
+
+    Quantizing them again changes none, even after the flip of a bit: its code fits the fraction
+    length that its tensor had, and where that grows all codes stay on the finer grid.
+    """
+    arrays, structure = jax.tree.flatten(variables)
+    for part in parts:
+        flat = np.array(arrays[part.leaf]).reshape(-1)
+        own = slice(part.start, part.start + part.size)
+        length = jnp.int32(part.length)
+        codes = to_codes(jnp.asarray(flat[own], jnp.float32), length, fmt)
+        flat[own] = np.asarray(from_codes(codes, length)).astype(flat.dtype)
+        arrays[part.leaf] = flat.reshape(np.shape(arrays[part.leaf]))
+    return jax.tree.unflatten(structure, arrays)
+
+
+class _Part(NamedTuple):
+    """A weight tensor that the hardware holds, as a part of a parameter laid out flat.
+
+    Attributes:
+        name: of the tensor.
+        layer: path of its layer.
+        leaf: place of the parameter among all leaves of the variables.
+        start: of the part in it.
+        size: number of weights.
+        length: their fraction length.
+    """
+
+    name: str
+    layer: str
+    leaf: int
+    start: int
+    size: int
+    length: int
+
+
+def _parts(subject: Subject, images: Any, patterns: str, fmt: FixedPoint) -> tuple[_Part, ...]:
+    """All weights that the hardware holds in a call, or those whose names fit patterns."""
+    sizes = jax.ShapeDtypeStruct((1, *np.shape(images)[1:]), jnp.float32)
+    held = [t for t in subject.sites(sizes, ()).tensors if t.kind == "weights"]
+    # Two equal connections share their weights; those of the second are the first's again.
+    held = [t for t in held if "#" not in t.name]
+    tensors = {t.name: t for t in held if not patterns or matches(t.name, patterns)}
+    if not tensors:
+        names = ", ".join(t.name for t in held)
+        raise ValueError(f"no weight has a name by weights={patterns!r}; there are {names}")
+    leaves = {
+        name: (place, np.asarray(leaf)) for place, name, leaf in named_leaves(subject.variables)
+    }
+    rows = {name: (name, -1) for name in tensors}
+    if isinstance(subject.chip, NetworkOnHardware):
+        shapes = {name: leaf.shape for name, (_, leaf) in leaves.items()}
+        rows = rows_of_weights(subject.chip.model, [t.name for t in held], shapes)
+    found = []
+    for name, tensor in tensors.items():
+        path, row = rows[name]
+        place, leaf = leaves.get(path, (-1, np.zeros(0)))
+        own = leaf if row < 0 else leaf[row]
+        if own.shape != tensor.shape:
+            raise ValueError(
+                f"single faults: {name} is no parameter of its own, but made of others; "
+                "give weights= without it"
+            )
+        length = int(fraction_length(jnp.asarray(own, jnp.float32), fmt))
+        found.append(_Part(name, tensor.path, place, max(row, 0) * own.size, own.size, length))
+    return tuple(found)
+
+
 def _strata(
-    names: Sequence[str],
-    sizes: Sequence[int],
+    parts: Sequence[_Part],
     fmt: FixedPoint,
     by: Sequence[Strata],
     margin: float,
@@ -330,16 +396,16 @@ def _strata(
 ) -> tuple[Stratum, ...]:
     if not set(by) <= {"layer", "bit"}:
         raise ValueError(f"by is {','.join(by)!r}; strata are by layer, by bit, by both or by none")
-    layers = list(dict.fromkeys(names)) if "layer" in by else [None]
+    layers = list(dict.fromkeys(part.layer for part in parts)) if "layer" in by else [None]
     bits = list(range(fmt.bits)) if "bit" in by else [None]
     found = []
     for layer in layers:
-        leaves = tuple(i for i, name in enumerate(names) if layer in (None, name))
+        chosen = tuple(i for i, part in enumerate(parts) if layer in (None, part.layer))
         for bit in bits:
             own = tuple(range(fmt.bits)) if bit is None else (bit,)
-            population = sum(sizes[leaf] for leaf in leaves) * len(own)
+            population = sum(parts[place].size for place in chosen) * len(own)
             wanted = finite.sample_size(population, margin, level=level)
-            found.append(Stratum(layer, bit, leaves, own, population, wanted))
+            found.append(Stratum(layer, bit, chosen, own, population, wanted))
     return tuple(found)
 
 
@@ -371,8 +437,8 @@ def single_faults(
         margin: half-width of each stratum's interval, in (0, 1), that its sample is made for.
         level: of all intervals.
         tolerance: share of the images whose class a fault may change without being critical.
-        weights: patterns of paths, joined by `|`, of the leaves that are weights; by default all
-            of two or more dimensions.
+        weights: patterns of the names of weights, joined by `|`; by default all that the hardware
+            holds.
         hardware: number formats, for a model that is not yet on hardware; by default 8 bits.
         batch_size: images at a time.
         run: how to use the machine.

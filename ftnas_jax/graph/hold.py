@@ -34,7 +34,7 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
         ValueError: no leaf is a weight, or the faults name a layer that is not there.
     """
     held, structure = jax.tree.flatten(parameters)
-    chosen = weight_leaves(parameters, weights)
+    chosen = _weight_leaves(parameters, weights)
     models = hardware.models("weights")
     paths = [layer_path(name) for _, name in chosen]
     check_layers(models, {"weights": paths, "features": (), "activations": ()})
@@ -43,31 +43,26 @@ def hold(parameters: Any, hardware: Hardware, draw: Draw = CLEAN, *, weights: st
     return jax.tree.unflatten(structure, held)
 
 
-def weight_leaves(parameters: Any, weights: str = "") -> list[tuple[int, str]]:
-    """Which leaves of a tree are weights: place among all leaves, and path.
-
-    Of linen variables only those of the collection `params` are looked at.
-
-    Args:
-        parameters: a tree of arrays.
-        weights: as for `hold`.
-
-    Raises:
-        ValueError: no leaf is a weight.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(parameters)
-    paths = [path_name(path) for path, _ in leaves]
-    prefix = "params/" if any(path.startswith("params/") for path in paths) else ""
-    named = [
-        (place, path.removeprefix(prefix), leaf)
-        for place, (path, (_, leaf)) in enumerate(zip(paths, leaves, strict=True))
-        if path.startswith(prefix)
-    ]
+def _weight_leaves(parameters: Any, weights: str) -> list[tuple[int, str]]:
+    """Which leaves of a tree are weights: place among all leaves, and path."""
+    named = named_leaves(parameters)
     chosen = [(place, name) for place, name, leaf in named if _is_weight(name, leaf, weights)]
     if not chosen:
         names = ", ".join(name for _, name, _ in named)
         raise ValueError(f"no parameter is a weight by weights={weights!r}; there are {names}")
     return chosen
+
+
+def named_leaves(parameters: Any) -> list[tuple[int, str, Any]]:
+    """Place among all leaves, path, and leaf; of linen variables those of `params` alone."""
+    leaves = jax.tree_util.tree_leaves_with_path(parameters)
+    paths = [path_name(path) for path, _ in leaves]
+    prefix = "params/" if any(path.startswith("params/") for path in paths) else ""
+    return [
+        (place, path.removeprefix(prefix), leaf)
+        for place, (path, (_, leaf)) in enumerate(zip(paths, leaves, strict=True))
+        if path.startswith(prefix)
+    ]
 
 
 def _is_weight(name: str, leaf: Any, patterns: str) -> bool:

@@ -1,7 +1,8 @@
 """The project's own networks, which compute on hardware themselves, as models on hardware."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held, Observe, Observed, own_length
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import CLEAN, SITES, Draw, Hardware, Kind, Maps
-from ftnas_jax.space import Architecture
+from ftnas_jax.space import Architecture, edge_index
 from ftnas_jax.supernet import Network
 
 
@@ -91,3 +92,45 @@ class NetworkOnHardware:
             pairs = zip(self.hardware.models(kind), maps, strict=True)
             maps = tuple(own if model.site in SITES[kind] else None for model, own in pairs)
         return Held(x, held, own_length(self.hardware, kind, x), maps, maps)
+
+
+_ON_EDGE = re.compile(r"(cell\d+)/edge(\d+)-(\d+)/(\w+)/(.+)")
+
+
+def rows_of_weights(
+    network: Network, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[str, int]]:
+    """Where the weights that the hardware holds are among the parameters, which are stacked.
+
+    Args:
+        network: whose weights.
+        names: of the weight tensors of a call, in their order.
+        shapes: of the parameters, by their paths in the collection `params`.
+
+    Returns:
+        For every name the path of a parameter and a row of it; -1 for all of it.
+    """
+    rows: dict[str, tuple[str, int]] = {}
+    used: dict[str, int] = {}
+    for name in names:
+        if (on_edge := _ON_EDGE.fullmatch(name)) is None:
+            rows[name] = (_alone(name, shapes), -1)
+            continue
+        cell, source, target, op, layer = on_edge.groups()
+        path = f"{cell}/{op}/{layer}"
+        # A network of one architecture has rows for its own edges alone, in order of appearance.
+        row = used.setdefault(path, 0)
+        used[path] += 1
+        if network.architecture is None:
+            row = int(edge_index(int(source), int(target)))
+        rows[name] = (path, row)
+    return rows
+
+
+def _alone(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The parameter of a layer outside of cells' edges, whose path names its primitive, too."""
+    if name == "classifier/kernel":
+        return "kernel"
+    block, _, layer = name.partition("/conv")
+    (path,) = (p for p in shapes if p.startswith(f"{block}/") and p.endswith(f"/conv{layer}"))
+    return path

@@ -7,7 +7,8 @@ import pytest
 import small
 
 import ftnas_jax as ft
-from ftnas_jax.campaigns.single import draw_distinct
+from ftnas_jax.campaigns.single import SingleFaults, _flip, draw_distinct
+from ftnas_jax.campaigns.subject import as_subject
 from ftnas_jax.checkpoints import RunError
 
 KEY = 5
@@ -111,6 +112,61 @@ def test_faults_of_other_weights_are_refused_in_the_directory(tmp_path):
     assert str(again) == str(table)
 
 
+CELLS = (
+    "normal=[('conv_1x1', 0, 2), ('conv_1x1', 1, 2), ('sep_conv_3x3', 2, 3), ('conv_1x1', 0, 3)], "
+    "reduction=[('skip_connect', 1, 2), ('sep_conv_3x3', 0, 2), ('conv_1x1', 2, 3), "
+    "('conv_1x1', 2, 3)]"
+)
+
+
+@pytest.mark.parametrize("encoding", ["twos_complement", "sign_magnitude"])
+def test_one_bit_of_what_cells_hold_is_flipped_and_nothing_else(encoding):
+    """Kernels of all edges lie in one parameter, and have fraction lengths of their own."""
+    network = ft.models.by_name(CELLS, 3, channels=2, cells=2, reductions=(1,))
+    images = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    hardware = ft.Hardware(ft.FixedPoint(8, encoding))
+    subject = as_subject(network, variables, hardware)
+    job = SingleFaults(subject, (images, np.zeros(2, np.int32)), ("layer",), jax.random.key(1), 0.2)
+    leaves = sorted({part.leaf for part in job._parts})
+
+    @jax.jit
+    def held(variables, fault):
+        flipped = _flip(variables, leaves, fault, hardware.weights)
+        seen = subject.chip.observed(lambda tensor, held: (tensor.kind, held), flipped, images)[1]
+        return {
+            name: h.held
+            for name, (kind, h) in seen.items()
+            if kind == "weights" and "#" not in name  # equal connections have the same weights
+        }
+
+    def arrays(variables, fault):
+        return {name: np.asarray(w, np.float64) for name, w in held(variables, fault).items()}
+
+    nowhere = np.array([-1, 0, 0, 0], np.int32)
+    sound, quantized = (arrays(v, nowhere) for v in (variables, job.subjects[0].variables))
+    for name, w in sound.items():
+        np.testing.assert_array_equal(quantized[name], w)
+    assert {part.name: part.size for part in job._parts} == {n: w.size for n, w in sound.items()}
+    layers = {part.layer for part in job._parts}
+    assert {"classifier", "stem", "cell0/edge0-3/conv_1x1", "cell1/edge2-3/conv_1x1"} <= layers
+    for stratum in job._strata:
+        (fault,) = job._fault_numbers(subject, stratum, [0])
+        now = arrays(job.subjects[0].variables, fault)
+        (name,) = (name for name, w in sound.items() if np.any(w != now[name]))
+        assert name.startswith(f"{stratum.layer}/")
+        before, after = (np.rint(a[name].ravel() * 2.0 ** fault[3]) for a in (sound, now))
+        (place,) = np.flatnonzero(before != after)
+        assert abs(after[place] - before[place]) in _changes(before[place], fault[2], encoding)
+
+
+def _changes(code: float, bit: int, encoding: str) -> tuple[float, ...]:
+    """By how much a code may change where a bit of its word flips; the sign is the highest."""
+    if encoding == "sign_magnitude" and bit == 7:
+        return (2 * abs(code),)
+    return (2.0**bit,)
+
+
 def test_without_any_fault_there_is_no_table():
     with pytest.raises(ValueError, match=r"no fault of single_flip.* was drawn yet"):
         _table(by=("bit",), stop=lambda: True)
@@ -131,7 +187,7 @@ def test_draws_are_distinct_and_more_of_them_begin_alike(population):
         ({"margin": 2.0}, "margin is 2.0"),
         ({"tolerance": 1.0}, "tolerance is 1.0"),
         ({"hardware": ft.Hardware(weights=None)}, "need a fixed point format"),
-        ({"weights": "v"}, "no parameter is a weight"),
+        ({"weights": "v"}, "no weight has a name by weights='v'; there are w"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message):
