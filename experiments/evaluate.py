@@ -155,6 +155,8 @@ def check_flags() -> None:
         raise InputError("--by and --single_faults look at one network; name one --run")
     if _BY.value and (_RATES.value or _TIMES.value or len(_FAULTS.value) > 1):
         raise InputError("--by goes with one --faults at one rate, without --rates and --times")
+    if not 0 <= _MARGIN.value < 100:
+        raise InputError(f"--margin is {_MARGIN.value:g}; it is in points, from 0 to below 100")
     if not 0 <= _PROCESS.value < _PROCESSES.value:
         raise InputError(f"--process is {_PROCESS.value} of {_PROCESSES.value}; they count from 0")
     if (_PROCESSES.value > 1) != bool(_COORDINATOR.value):

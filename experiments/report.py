@@ -12,6 +12,7 @@ import scipy
 
 from experiments.durations import duration
 from ftnas_jax import machine, plots
+from ftnas_jax.models.cells import FOUND_WITH
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Scores, Search
 from ftnas_jax.search_config import SearchConfig
@@ -40,6 +41,7 @@ def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[
     genotypes = {
         "best": ranked[0] | {"aw_nas": settings.space.format(best, style="aw_nas")},
         "top": ranked,
+        "network": {name: getattr(settings.network, name) for name in FOUND_WITH},
     }
     run.write_json("genotype.json", genotypes)
     path = run.path
@@ -204,7 +206,7 @@ _FILES = [
     "| file | what is in it |",
     "|---|---|",
     "| config.json | every setting |",
-    "| genotype.json | the best architectures and their scores |",
+    "| genotype.json | the best architectures, their scores, the preprocessing of cells |",
     "| candidates.json | all scored architectures |",
     "| metrics.jsonl | means over each epoch |",
     "| timing.jsonl | seconds up to each checkpoint |",

@@ -56,9 +56,9 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Training:
     """The training on its data, checked and then compiled as far as the first step needs."""
     dataset = load_data(config["data"])
     run.pin(DATA, facts(dataset))
-    text = genotype(config)
-    if text is not None:
-        run.pin(GENOTYPE, {"best": {"genotype": text}})
+    found = genotype(config)
+    if found is not None:
+        run.pin(GENOTYPE, found)
     data = TrainingData.of(dataset)
     with as_input_error():
         model = network(config, dataset.num_classes)

@@ -76,8 +76,10 @@ def network(config: Mapping[str, Any], num_classes: int, genotype: Path | None =
         return models.by_name(text, num_classes)
 
 
-def genotype(config: Mapping[str, Any]) -> str | None:
-    """What is in the file that the field `network` names; None where it names none.
+def genotype(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What of the file that the field `network` names makes the network; None where it names none.
+
+    `network` reads it again out of a file.
 
     Raises:
         InputError: it cannot be read.
@@ -86,4 +88,5 @@ def genotype(config: Mapping[str, Any]) -> str | None:
     if kind.strip() != _FILE:
         return None
     with as_input_error():
-        return read_genotype(rest.split(",")[0].strip())
+        text, found_with = read_genotype(rest.split(",")[0].strip())
+    return {"best": {"genotype": text}} | ({"network": found_with} if found_with else {})

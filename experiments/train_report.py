@@ -99,13 +99,14 @@ def _trials(settings: TrainingConfig, history) -> list[str]:
     if settings.rates is None:
         return []
     judged = [row for row in history if settings.judges(row["epoch"] - 1)]
+    passed = judged[-1]["test/accuracy_clean"] > settings.rates.least_accuracy
+    kept = f"kept {judged[-1]['train/rate']:g}" + ("" if passed else ", the last, which is not")
     accuracies = ", ".join(
         f"{100 * row['test/accuracy_clean']:.1f} % at {row['train/rate']:g}" for row in judged
     )
     return [
         f"- rates tried ({settings.rates.epochs} epochs each, to go on above "
-        f"{100 * settings.rates.least_accuracy:g} % clean accuracy): {accuracies}; "
-        f"kept {judged[-1]['train/rate']:g}"
+        f"{100 * settings.rates.least_accuracy:g} % clean accuracy): {accuracies}; {kept}"
     ]
 
 

@@ -13,6 +13,7 @@ moment; any other model is traced, and its layers are those that `on_hardware` f
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -175,17 +176,32 @@ def count_costs(
 
 
 def costs_at(module: nn.Module, image: tuple[int, ...], *, p_m: float = 1e-4) -> Costs:
-    """The costs of a linen module that is called with float32 images alone.
+    """The costs of a linen module that is called with float32 images, as in evaluation.
+
+    `train=False` is given to a module that takes `train`.
 
     Args:
         module: the module.
         image: shape of one image, as (height, width, channels).
         p_m: error rate of one multiply-accumulate, for the error rates of features.
+
+    Raises:
+        ValueError: in one line, where it cannot be called so.
     """
     # Of two images, so that what is of each image is told from what is of all.
     images = jax.ShapeDtypeStruct((2, *image), jnp.float32)
-    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x), images)
-    return count_costs(module, variables, images, p_m=p_m)
+    takes = inspect.signature(type(module).__call__).parameters
+    mode: dict[str, Any] = {"train": False} if "train" in takes else {}
+    try:
+        variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **mode), images)
+    except Exception as error:  # whatever a user's own module raises
+        if isinstance(error, ValueError) and "\n" not in str(error):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        size = "x".join(map(str, image))
+        name = type(module).__name__
+        raise ValueError(f"{name} cannot be called with images of {size}: {why}") from error
+    return count_costs(module, variables, images, p_m=p_m, **mode)
 
 
 # The project's own networks

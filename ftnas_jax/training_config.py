@@ -129,6 +129,11 @@ class TrainingConfig:
             raise ValueError("rates: only a training under one fault model can try its rates")
         if self.rates.epochs > self.epochs:
             raise ValueError(f"rates.epochs is {self.rates.epochs}; epochs is {self.epochs}")
+        if self.curriculum_epochs >= self.rates.epochs:
+            raise ValueError(
+                f"rates.epochs is {self.rates.epochs}; a trial outlasts curriculum_epochs, "
+                f"{self.curriculum_epochs}, so that its rate is judged where it is met in full"
+            )
         self._check_rate_is_free("rates")
 
     def _check_rate_is_free(self, field: str) -> None:

@@ -207,3 +207,37 @@ def test_what_does_not_fit_is_refused():
         costs_at(by_name("resnet18:width=0.01", 10), IMAGE, p_m=2.0)
     with pytest.raises(ValueError, match="no layer was found"):
         count_costs(lambda parameters, x: x, {}, jnp.zeros((2, 3)))
+
+
+class _Trains(nn.Module):
+    """Normalizes by the batch unless it is told not to, as many modules do."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+class _MustBeTold(_Trains):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return super().__call__(x, train)
+
+
+class _Fails(nn.Module):
+    @nn.compact
+    def __call__(self, x, masks):
+        return nn.Dense(5)(x) + masks
+
+
+@pytest.mark.parametrize("module", [_Trains(), _MustBeTold()])
+def test_modules_that_know_training_are_counted_in_evaluation(module):
+    costs = costs_at(module, (6, 6, 3))
+    assert costs.macs == 6 * 6 * 9 * 3 * 4 + 4 * 5
+    assert costs.parameters == 9 * 3 * 4 + 4 + 2 * 4 + 4 * 5 + 5
+
+
+def test_a_module_that_takes_more_than_images_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"_Fails cannot be called with images of 6x6x3: ") as told:
+        costs_at(_Fails(), (6, 6, 3))
+    assert "\n" not in str(told.value)

@@ -42,6 +42,7 @@ def test_blocks_on_campaigns_run_in_order(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert re.search(r"clean [\d.]+ % \| faulty [\d.]+ % ± [\d.]+ \(95 %, \d+ chips\)", said)
     assert "critical in all:" in said
+    assert re.search(r"^(0\.\d+) \1$", said, re.MULTILINE)  # a chip of the campaign, and replayed
     assert "noisy - plain" in said
     written = {file.name for file in tmp_path.iterdir()}
     assert written >= {"sensitivity.png", "lifetime.png"}

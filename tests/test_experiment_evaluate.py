@@ -188,7 +188,7 @@ def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, netw
         ({"run": ["x"], "faults": ["mibb"], "rates": ["a"]}, "--rates is 'a'; give numbers"),
         ({"run": ["x"], "faults": ["mibb"], "rates": ["nan"]}, "finite"),
         ({"run": ["x"], "faults": ["mibb"], "times": ["2"]}, "time acts on none"),
-        ({"run": ["x"], "faults": ["mibb"], "margin": 150.0}, "margin is 1.5"),
+        ({"run": ["x"], "faults": ["mibb"], "margin": 150.0}, "--margin is 150; it is in points"),
         ({"run": ["x"], "faults": ["mibb"], "chips": -3}, "chips is -3"),
         ({"run": ["x", "y"], "faults": ["mibb"], "by": ["layer"]}, "look at one network"),
         ({"run": ["x"], "faults": ["mibb"], "by": ["bit"], "rates": ["0.1"]}, "at one rate"),

@@ -19,6 +19,7 @@ from experiments.paper.tables import TABLES, Row, Sweep, Table
 from experiments.train_configuration import network, training_config
 from ftnas_jax.campaigns.points import as_models, points
 from ftnas_jax.costs import costs_at
+from ftnas_jax.errors import InputError
 from ftnas_jax.models import by_name
 from ftnas_jax.models.stacks import Primitive, RandomBlocks, Stack
 from ftnas_jax.space import PRIMITIVES, Space
@@ -254,6 +255,18 @@ def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch)
     # Once more: nothing is left to run.
     monkeypatch.setattr(paper, "_call", None)
     assert paper.make([table], scale(), str(tmp_path)) == 0
+
+
+def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
+    for mode in ("list", "collect"):
+        assert paper.make([SMALL], scale(), str(tmp_path), mode) == 0
+    assert not (tmp_path / "scale.json").exists()
+    paper._check_scale(scale(), tmp_path, keep=True)
+    assert paper.make([SMALL], scale(chips=9, seeds=2), str(tmp_path), "collect") == 0
+    message = "has runs of another scale: epochs was 1, now 100, images was 50, now 0; name theirs"
+    with pytest.raises(InputError, match=message) as told:
+        paper.make([SMALL], scale(epochs=100, images=0), str(tmp_path), "collect")
+    assert "\n" not in str(told.value)
 
 
 def test_what_is_not_there_yet_is_left_open(tmp_path):

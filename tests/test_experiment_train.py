@@ -271,9 +271,9 @@ def test_the_genotype_of_a_file_is_kept(tmp_path):
     cells = "normal=[('{0}', 0, 2), ('none', 1, 2)], reduction=[('{0}', 0, 2), ('none', 1, 2)]"
     mine.write_text("# of my own\n" + cells.format("conv_1x1"))
     config = config_with(network=f"genotype: {mine}, channels=4")
-    text = genotype(config)
-    assert text == cells.format("conv_1x1")
-    kept.write_text(json.dumps({"best": {"genotype": text}}))
+    text = cells.format("conv_1x1")
+    assert genotype(config) == {"best": {"genotype": text}}
+    kept.write_text(json.dumps(genotype(config)))
     mine.write_text(cells.format("sep_conv_3x3"))
     found = network(config, 10, kept)
     assert isinstance(found, Network)
@@ -304,6 +304,10 @@ def never(*_):
         ({"test_every": 0}, "test_every is 0"),
         ({"rates.tried": "3e-4;1e-4"}, "rates.tried is '3e-4;1e-4'; give numbers"),
         ({"rates.tried": "0.1,0.2", "rates.epochs": 1}, "rates.tried is (0.1, 0.2)"),
+        (
+            {"rates.tried": "0.2,0.1", "rates.epochs": 2, "curriculum_epochs": 2},
+            "rates.epochs is 2; a trial outlasts curriculum_epochs, 2",
+        ),
         ({"weights.drops": (0.8, 0.4)}, "drops is (0.8, 0.4)"),
         ({"weights.drops": (1,)}, "weights.drops is (1,); it takes a value like (0.4, 0.8)"),
         ({"weights.alpha_l": 1.5}, "alpha_l is 1.5"),

@@ -42,8 +42,12 @@ _LIST = flags.DEFINE_bool("list", False, "Run nothing; print the commands that a
 
 Mode = Literal["run", "collect", "list"]
 
-_DONE = "done.json"
-"""In the folder of all runs: the arguments of those that ended, by name."""
+_DONE, _SCALED = "done.json", "scale.json"
+"""In the folder of all runs: the arguments of those that ended, by name; and their scale."""
+
+_MAY_GROW = ("seeds", "chips")
+_PLACES = ("data_dir", "cache_dir")
+"""Fields of a scale, and of its data, by which its runs do not differ from those of another."""
 
 
 def make(
@@ -69,6 +73,7 @@ def make(
     folder = Path(workdir)
     with explain_os_errors(f"use {folder} as a folder of runs"):
         folder.mkdir(parents=True, exist_ok=True)
+    _check_scale(scale, folder, keep=mode == "run")
     plan = Plan(scale, folder)
     for table in tables:
         for file, text in plan.genotypes(table).items():
@@ -85,6 +90,27 @@ def make(
         for table in tables:
             print(report.write(table, plan))
     return code
+
+
+def _check_scale(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
+    """Refuse another scale than that of the runs that are there; `keep` it for those to come.
+
+    Tables say how long trainings were and how wide networks, which their rows do not tell.
+    """
+    own = {name: value for name, value in scale.items() if name not in _MAY_GROW}
+    own["data"] = {name: value for name, value in own["data"].items() if name not in _PLACES}
+    own = json.loads(json.dumps(own))
+    before = read_json(folder / _SCALED)
+    if before is None and keep:
+        with explain_os_errors(f"write {folder / _SCALED}"):
+            write_atomically(folder / _SCALED, json.dumps(own, indent=1, sort_keys=True) + "\n")
+    if before in (None, own):
+        return
+    others = [f"{n} was {before.get(n)}, now {own[n]}" for n in own if before.get(n) != own[n]]
+    raise InputError(
+        f"{folder} has runs of another scale: {', '.join(others)}; name theirs by --scale, or "
+        "another --workdir"
+    )
 
 
 def _run_all(runs: list[Run], folder: Path, devices: int) -> int:

@@ -99,7 +99,8 @@ class Plan:
         if kind in ("w_ftt_net_20", "w_ftt_net_40"):
             return f"w_ftt_net:channels={channels * (2 if kind.endswith('40') else 1)}"
         if kind == "found":
-            return self._genotype(self.folder / f"search-{rest}" / "genotype.json", rest)
+            file = self.folder / f"search-{rest}" / "genotype.json"
+            return f"genotype:{file},channels={channels}"
         if kind == "sample":
             return self._genotype(self.folder / self._file(name), rest.partition(":")[0])
         if kind == "sep_conv_5x5":

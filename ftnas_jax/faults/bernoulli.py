@@ -126,7 +126,7 @@ def bit_failures(
 
 
 def _words_and_values(keys: jax.Array, size: int, values: Values):
-    """Words that say what fails, and the values there: uint32 and int8, both [n, size].
+    """Words that say what fails, uint32 [n, size], and the values there, int8 as many; 1 for all.
 
     They are halves of one draw, since every draw takes long to compile.
     """

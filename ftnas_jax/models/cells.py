@@ -15,6 +15,9 @@ from ftnas_jax.published import W_FTT_NET
 from ftnas_jax.space import Space
 from ftnas_jax.supernet import Network, NetworkConfig
 
+FOUND_WITH = ("preprocess", "preprocess_stride2")
+"""What of a search's network belongs to the architecture beside its genotype."""
+
 _IN_FLOAT = Hardware(weights=None, features=None)
 
 
@@ -59,10 +62,14 @@ def genotype_network(
     return Network(config, space, _IN_FLOAT, space.parse(genotype))
 
 
-def read_genotype(file: str) -> str:
-    """The genotype in a file: its text, or the best one in a search's genotype.json.
+def read_genotype(file: str) -> tuple[str, dict[str, str]]:
+    """The genotype in a file, as text, or the best one in a search's genotype.json.
 
     Lines of text that begin with # are left out.
+
+    Returns:
+        The genotype, and the preprocessing of cells that it was found with: options of
+        `genotype_network`, where the file names any.
 
     Raises:
         ValueError: in one line, where there is none.
@@ -73,9 +80,12 @@ def read_genotype(file: str) -> str:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(f"genotype: cannot read {file!r}: {reason}") from error
     if not text.lstrip().startswith("{"):
-        return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+        return "\n".join(lines), {}
     try:
-        return str(json.loads(text)["best"]["genotype"])
+        found = json.loads(text)
+        own = {name: str(found["network"][name]) for name in FOUND_WITH if "network" in found}
+        return str(found["best"]["genotype"]), own
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"genotype: {file} is neither genotype text nor a search's genotype.json"

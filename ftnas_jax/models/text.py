@@ -38,7 +38,8 @@ def by_name(name: str, num_classes: int, **options: Any) -> nn.Module:
             `resnet18`, `vgg16`, `mobilenet_v2`, each with the option `width`;
             `w_ftt_net`, with the option `channels`;
             `genotype:FILE`, or a genotype itself, with those of `genotype_network`: FILE holds a
-            genotype as text, or is a search's genotype.json, of which the best is taken;
+            genotype as text, or is a search's genotype.json, of which the best is taken, with the
+            preprocessing that it was found with;
             `package.module:Name`, a linen module, its class, or a function that returns one.
             Options follow as `name:option=value,...`, behind a file or `Name` after a comma.
             Several numbers are joined by `|`, as in `reductions=1|3`.
@@ -78,7 +79,8 @@ def _find(name: str) -> tuple[Callable[..., Any], str, str]:
         return MODELS[kind], kind, rest
     first, _, items = (part.strip() for part in rest.partition(","))
     if kind == "genotype":
-        return functools.partial(genotype_network, read_genotype(first)), kind, items
+        genotype, found_with = read_genotype(first)
+        return functools.partial(genotype_network, genotype, **found_with), kind, items
     if colon and first.isidentifier():
         return _imported(kind, first), f"{kind}:{first}", items
     raise ValueError(f"unknown network {kind!r}; {_choices(kind, (*MODELS, *_OTHERS))}")

@@ -71,6 +71,20 @@ def test_genotypes_of_files(tmp_path, style):
     assert network == by_name(GENOTYPE, 10, **own)
 
 
+def test_a_searchs_preprocessing_comes_with_its_genotype(tmp_path):
+    file = tmp_path / "genotype.json"
+    every = "relu_conv_bn_3x3"
+    own = {"preprocess": every, "preprocess_stride2": every}
+    file.write_text(json.dumps({"best": {"genotype": GENOTYPE}, "network": own}))
+    found = by_name(f"genotype:{file},channels=4", 10)
+    assert found == by_name(GENOTYPE, 10, channels=4, **own)
+    given = by_name(f"genotype:{file},channels=4,preprocess=sep_conv_3x3", 10)
+    assert given == by_name(GENOTYPE, 10, channels=4, **(own | {"preprocess": "sep_conv_3x3"}))
+    file.write_text(json.dumps({"best": {"genotype": GENOTYPE}, "network": {"preprocess": every}}))
+    with pytest.raises(ValueError, match=r"neither genotype text nor a search's genotype\.json"):
+        by_name(f"genotype:{file}", 10)
+
+
 def test_modules_of_ones_own():
     assert by_name("examples.small_cnn:SmallCNN", 10) == SmallCNN()
     path = "ftnas_jax.models.resnet:ResNet18,width=0.1"
