@@ -15,7 +15,7 @@ import importlib
 from typing import Any
 
 from ftnas_jax import faults, models
-from ftnas_jax.campaigns.campaign import campaign, compare
+from ftnas_jax.campaigns.campaign import Run, campaign, compare
 from ftnas_jax.campaigns.outcome import Report
 from ftnas_jax.campaigns.sensitivity import sensitivity
 from ftnas_jax.campaigns.single import single_faults
@@ -54,6 +54,7 @@ __all__ = [
     "Network",
     "NetworkConfig",
     "Report",
+    "Run",
     "Search",
     "SearchConfig",
     "SearchData",

@@ -261,12 +261,29 @@ def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
     for mode in ("list", "collect"):
         assert paper.make([SMALL], scale(), str(tmp_path), mode) == 0
     assert not (tmp_path / "scale.json").exists()
-    paper._check_scale(scale(), tmp_path, keep=True)
+    paper._keep_to(scale(), tmp_path, keep=True)
     assert paper.make([SMALL], scale(chips=9, seeds=2), str(tmp_path), "collect") == 0
     message = "has runs of another scale: epochs was 1, now 100, images was 50, now 0; name theirs"
     with pytest.raises(InputError, match=message) as told:
         paper.make([SMALL], scale(epochs=100, images=0), str(tmp_path), "collect")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trial_epochs", 0, "scale.trial_epochs is 0; it is at least 1"),
+        ("width", 0.0, "scale.width is 0.0; it is above 0"),
+        ("images", -5, "scale.images is -5; it counts images, 0 for all"),
+        ("p_m", "3e-4,abc", "scale.p_m is '3e-4,abc': mibb: p_m is 'abc', not a number"),
+        ("p_m", "2", "scale.p_m is '2': mibb: p_m is 2.0; a rate lies in [0, 1]"),
+        ("epochs", 1.5, "epochs is 1.5; it takes a value like 100"),
+    ],
+)
+def test_a_scale_that_no_run_can_have_is_refused(field, value, message):
+    with pytest.raises(InputError) as told:
+        paper._check_scale(scale() | {field: value})
+    assert str(told.value) == message
 
 
 def test_what_is_not_there_yet_is_left_open(tmp_path):

@@ -31,6 +31,7 @@ from experiments.paper.runs import Plan, Run
 from experiments.paper.tables import TABLES, Table
 from ftnas_jax.checkpoints import explain_os_errors, write_atomically
 from ftnas_jax.errors import InputError
+from ftnas_jax.faults import parse
 from ftnas_jax.run import read_json
 
 _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
@@ -73,7 +74,7 @@ def make(
     folder = Path(workdir)
     with explain_os_errors(f"use {folder} as a folder of runs"):
         folder.mkdir(parents=True, exist_ok=True)
-    _check_scale(scale, folder, keep=mode == "run")
+    _keep_to(scale, folder, keep=mode == "run")
     plan = Plan(scale, folder)
     for table in tables:
         for file, text in plan.genotypes(table).items():
@@ -92,7 +93,7 @@ def make(
     return code
 
 
-def _check_scale(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
+def _keep_to(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
     """Refuse another scale than that of the runs that are there; `keep` it for those to come.
 
     Tables say how long trainings were and how wide networks, which their rows do not tell.
@@ -156,11 +157,23 @@ def _mode() -> Mode:
 
 def _scale() -> dict[str, Any]:
     scale = _SCALE.value.to_dict()
+    _check_scale(scale)
+    return scale
+
+
+def _check_scale(scale: Mapping[str, Any]) -> None:
     check_fields(scale, paper_full.get_config().to_dict())
-    for name in ("channels", "seeds", "epochs", "batch_size", "chips"):
+    for name in ("channels", "seeds", "epochs", "batch_size", "chips", "trial_epochs"):
         if scale[name] < 1:
             raise InputError(f"scale.{name} is {scale[name]}; it is at least 1")
-    return scale
+    if not scale["width"] > 0:
+        raise InputError(f"scale.width is {scale['width']}; it is above 0")
+    if scale["images"] < 0:
+        raise InputError(f"scale.images is {scale['images']}; it counts images, 0 for all")
+    try:
+        parse("+".join(f"mibb:p_m={rate}" for rate in scale["p_m"].split(",")))
+    except ValueError as error:
+        raise InputError(f"scale.p_m is {scale['p_m']!r}: {error}") from error
 
 
 def _check_flags() -> None:
