@@ -379,8 +379,8 @@ def _parts(subject: Subject, images: Any, patterns: str, fmt: FixedPoint) -> tup
         own = leaf if row < 0 else leaf[row]
         if own.shape != tensor.shape:
             raise ValueError(
-                f"single faults: {name} is no parameter of its own, but made of others; "
-                "give weights= without it"
+                f"single faults: the hardware holds {name} turn by turn of a loop, or made of "
+                "other parameters; name weights that it holds as they are, by weights="
             )
         length = int(fraction_length(jnp.asarray(own, jnp.float32), fmt))
         found.append(_Part(name, tensor.path, place, max(row, 0) * own.size, own.size, length))

@@ -112,6 +112,21 @@ def test_faults_of_other_weights_are_refused_in_the_directory(tmp_path):
     assert str(again) == str(table)
 
 
+def _looped(parameters: dict, images: jax.Array) -> jax.Array:
+    hidden = jax.lax.scan(lambda x, w: (jnp.dot(x, w), None), images, parameters["stack"])[0]
+    return jnp.dot(hidden, parameters["w"])
+
+
+def test_a_stack_that_a_loop_goes_over_is_refused_and_others_are_not():
+    own = small.parameters() | {"stack": np.stack([np.eye(small.PIXELS, dtype=np.float32)] * 2)}
+    options = {"key": jax.random.key(KEY), "by": (), "margin": 0.2}
+    with pytest.raises(ValueError, match="the hardware holds stack turn by turn") as told:
+        ft.single_faults(_looped, own, small.data(), **options)
+    assert "\n" not in str(told.value)
+    table = ft.single_faults(_looped, own, small.data(), weights="w", **options)
+    assert table.population == 8 * own["w"].size
+
+
 CELLS = (
     "normal=[('conv_1x1', 0, 2), ('conv_1x1', 1, 2), ('sep_conv_3x3', 2, 3), ('conv_1x1', 0, 3)], "
     "reduction=[('skip_connect', 1, 2), ('sep_conv_3x3', 0, 2), ('conv_1x1', 2, 3), "
