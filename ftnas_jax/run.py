@@ -260,12 +260,12 @@ def _check_config(path: Path, job: str, config: Mapping[str, Any], ignore: Colle
         raise RunError(
             f"{path.parent} holds a {old_job}, not a {job}; use another --workdir for this job"
         )
-    differences = _differences(_flatten(old_config), _flatten(new["config"]), ignore)
-    if differences:
-        more = len(differences) - _SHOWN_DIFFERENCES
+    found = differences(old_config, new["config"], ignore)
+    if found:
+        more = len(found) - _SHOWN_DIFFERENCES
         raise RunError(
             f"{path.parent} holds a {job} with another config: "
-            + ", ".join(differences[:_SHOWN_DIFFERENCES])
+            + ", ".join(found[:_SHOWN_DIFFERENCES])
             + (f", and {more} more" if more > 0 else "")
             + "; use another --workdir, or the old values to go on with that run"
         )
@@ -276,12 +276,16 @@ def _holds_work(path: Path) -> bool:
     return any(_size(path / name) for name in _ROWS) or any((path / _CHECKPOINTS).glob("[0-9]*"))
 
 
-def _differences(old: dict[str, str], new: dict[str, str], ignore: Collection[str]) -> list[str]:
-    names = [name for name in {**new, **old} if name not in ignore]
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: Collection[str] = ()
+) -> list[str]:
+    """What became of nested fields, `data.size was 0, now 8` each; names to ignore are dotted."""
+    before, now = _flatten(old), _flatten(new)
+    names = [name for name in {**now, **before} if name not in ignore]
     return [
-        f"{name} was {old.get(name, 'not set')}, now {new.get(name, 'not set')}"
+        f"{name} was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
         for name in names
-        if old.get(name) != new.get(name)
+        if before.get(name) != now.get(name)
     ]
 
 

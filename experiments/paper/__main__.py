@@ -32,7 +32,7 @@ from experiments.paper.tables import TABLES, Table
 from ftnas_jax.checkpoints import explain_os_errors, write_atomically
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import parse
-from ftnas_jax.run import read_json
+from ftnas_jax.run import differences, read_json
 
 _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
 _SCALE = config_flags.DEFINE_config_file(
@@ -46,9 +46,8 @@ Mode = Literal["run", "collect", "list"]
 _DONE, _SCALED = "done.json", "scale.json"
 """In the folder of all runs: the arguments of those that ended, by name; and their scale."""
 
-_MAY_GROW = ("seeds", "chips")
-_PLACES = ("data_dir", "cache_dir")
-"""Fields of a scale, and of its data, by which its runs do not differ from those of another."""
+_MAY_CHANGE = ("seeds", "chips", "data.data_dir", "data.cache_dir")
+"""Fields of a scale by which its runs do not differ from those of another."""
 
 
 def make(
@@ -98,20 +97,16 @@ def _keep_to(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
 
     Tables say how long trainings were and how wide networks, which their rows do not tell.
     """
-    own = {name: value for name, value in scale.items() if name not in _MAY_GROW}
-    own["data"] = {name: value for name, value in own["data"].items() if name not in _PLACES}
-    own = json.loads(json.dumps(own))
     before = read_json(folder / _SCALED)
     if before is None and keep:
         with explain_os_errors(f"write {folder / _SCALED}"):
-            write_atomically(folder / _SCALED, json.dumps(own, indent=1, sort_keys=True) + "\n")
-    if before in (None, own):
-        return
-    others = [f"{n} was {before.get(n)}, now {own[n]}" for n in own if before.get(n) != own[n]]
-    raise InputError(
-        f"{folder} has runs of another scale: {', '.join(others)}; name theirs by --scale, or "
-        "another --workdir"
-    )
+            write_atomically(folder / _SCALED, json.dumps(scale, indent=1, sort_keys=True) + "\n")
+    others = differences(before, scale, _MAY_CHANGE) if before is not None else []
+    if others:
+        raise InputError(
+            f"{folder} has runs of another scale: {', '.join(others)}; name theirs by --scale, or "
+            "another --workdir"
+        )
 
 
 def _run_all(runs: list[Run], folder: Path, devices: int) -> int:

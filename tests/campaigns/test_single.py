@@ -7,7 +7,8 @@ import pytest
 import small
 
 import ftnas_jax as ft
-from ftnas_jax.campaigns.single import SingleFaults, _flip, draw_distinct
+from ftnas_jax.campaigns.held_weights import flip
+from ftnas_jax.campaigns.single import SingleFaults, draw_distinct
 from ftnas_jax.campaigns.subject import as_subject
 from ftnas_jax.checkpoints import RunError
 
@@ -147,7 +148,7 @@ def test_one_bit_of_what_cells_hold_is_flipped_and_nothing_else(encoding):
 
     @jax.jit
     def held(variables, fault):
-        flipped = _flip(variables, leaves, fault, hardware.weights)
+        flipped = flip(variables, leaves, fault, hardware.weights)
         seen = subject.chip.observed(lambda tensor, held: (tensor.kind, held), flipped, images)[1]
         return {
             name: h.held
