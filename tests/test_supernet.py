@@ -426,10 +426,15 @@ def test_dropout_acts_while_training_only():
 
 @pytest.mark.parametrize(
     ("channels", "preprocess", "millions"),
-    [(40, "relu_conv_bn_3x3", 10.7908), (20, "sep_conv_3x3", 2.0646)],
+    [
+        (20, "relu_conv_bn_3x3", 2.7126),
+        (40, "relu_conv_bn_3x3", 10.7908),
+        (20, "sep_conv_3x3", 2.0646),
+        (20, "relu_conv_bn_1x1", 1.5190),
+    ],
 )
 def test_parameters_of_the_published_network(channels, preprocess, millions):
-    """W-FTT-Net has 10.78M parameters with 40 channels (Table 5)."""
+    """W-FTT-Net has 2.71M parameters with 20 channels and 10.78M with 40 (Table 5)."""
     space = Space()
     settings = NetworkConfig(
         channels=channels,
