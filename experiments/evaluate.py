@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +37,9 @@ from ftnas_jax.loop import Progress, Terminator, attentive
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.processes import is_first
 
-_RUN = flags.DEFINE_multi_string("run", [], "Run directory of a training; several are compared.")
+_RUN = flags.DEFINE_multi_string(
+    "run", [], "Run directory of a training, or NAME=DIRECTORY; several are compared."
+)
 _FAULTS = flags.DEFINE_multi_string(
     "faults", [], "Fault models, as stuck_at:p0=0.067,p1=0.013; + joins those that act together."
 )
@@ -92,7 +95,7 @@ _CHIPS_BY_DEFAULT = {False: 64, True: 1024}
 
 def evaluate(workdir: str, devices: list[Any]) -> int:
     """Run, or go on with, the campaign that the flags describe; returns an exit code."""
-    runs = [trained.load(path) for path in _RUN.value]
+    runs = _load_runs()
     with as_input_error():
         job = _campaign(runs, workdir, devices)
         with job, Terminator() as stop, Progress(1, title="chips", unit="chip") as progress:
@@ -106,6 +109,28 @@ def evaluate(workdir: str, devices: list[Any]) -> int:
                 evaluate_report.write(workdir, job.settings, found, runs, devices, _SEED.value)
                 progress.log(f"\n{found}\n\nresults: {workdir}/README.md")
             return stop.exit_code
+
+
+def _load_runs() -> list[trained.Trained]:
+    """The trained networks, each under a name of its own."""
+    runs: dict[str, trained.Trained] = {}
+    for text in _RUN.value:
+        run = _load(text)
+        if run.name in runs:
+            raise InputError(
+                f"{runs[run.name].path} and {run.path} are both called {run.name}; name one, "
+                f"as --run NAME={text}"
+            )
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def _load(text: str) -> trained.Trained:
+    """The network of `DIRECTORY` or `NAME=DIRECTORY`; a directory may have = in its path, too."""
+    name, separator, path = text.partition("=")
+    if not separator or "/" in name or Path(text).is_dir():
+        return trained.load(text)
+    return dataclasses.replace(trained.load(path), name=name)
 
 
 def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any]) -> Campaign:

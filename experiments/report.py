@@ -208,6 +208,7 @@ _FILES = [
     "| config.json | every setting |",
     "| genotype.json | the best architectures, their scores, the preprocessing of cells |",
     "| candidates.json | all scored architectures |",
+    "| draws.json | by which version of the sampler faults are drawn |",
     "| metrics.jsonl | means over each epoch |",
     "| timing.jsonl | seconds up to each checkpoint |",
     "| tensorboard/ | the metrics, as events |",

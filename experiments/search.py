@@ -22,6 +22,7 @@ from experiments.prepare import check_disk, load_data
 from ftnas_jax import data
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator
+from ftnas_jax.nn.hardware import DRAWS
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Search, SearchData, SearchState, make_mesh
 from ftnas_jax.space import Architecture
@@ -66,6 +67,7 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Search:
     """The search on its data, checked and then compiled as far as the first step needs."""
     dataset = load_data(config["data"])
     run.pin("data.json", {"name": config["data"]["name"], "sha256": dataset.sha256()})
+    run.pin("draws.json", {"draws": DRAWS})
     settings = search_config(config, dataset)
     parts = data.split(dataset, config["data"]["train_fraction"])
     arrays = (*parts[0], *parts[1], *dataset.mean_std())

@@ -22,6 +22,7 @@ from experiments.train_configuration import genotype, network, training_config
 from experiments.trained import DATA, GENOTYPE, JOB, facts
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator
+from ftnas_jax.nn.hardware import DRAWS
 from ftnas_jax.run import RunDir
 from ftnas_jax.training import Training, TrainingData, TrainingState
 
@@ -56,6 +57,7 @@ def _prepare(config: Mapping[str, Any], run: RunDir, devices) -> Training:
     """The training on its data, checked and then compiled as far as the first step needs."""
     dataset = load_data(config["data"])
     run.pin(DATA, facts(dataset))
+    run.pin("draws.json", {"draws": DRAWS})
     found = genotype(config)
     if found is not None:
         run.pin(GENOTYPE, found)

@@ -147,6 +147,7 @@ _FILES = [
     "|---|---|",
     "| config.json | every setting |",
     "| data.json | which data, and how images are normalized |",
+    "| draws.json | by which version of the sampler faults are drawn |",
     "| metrics.jsonl | means over each epoch, and test accuracies |",
     "| timing.jsonl | seconds up to each checkpoint |",
     "| tensorboard/ | the metrics, as events |",

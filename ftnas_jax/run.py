@@ -147,14 +147,15 @@ class RunDir:
         """Write `value` to the file `name`, or refuse it where work was done under another.
 
         Raises:
-            RunError: the run began with another value.
+            RunError: the run began with another value, or without any.
         """
         old, new = self.read_json(name), json.loads(_dump(value))
-        if old is None or not _holds_work(self.path):
+        if not _holds_work(self.path):
             self.write_json(name, new)
         elif old != new:
+            began = "without" if old is None else f"with {_short(old)} in"
             raise RunError(
-                f"{self.path} began with {_short(old)} in {name}, now it is {_short(new)}; "
+                f"{self.path} began {began} {name}, now it is {_short(new)}; "
                 "use another --workdir, or what it began with"
             )
 

@@ -160,13 +160,13 @@ def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, netw
     options = {"cwd": ROOT, "env": environment}
     process = subprocess.Popen(_command(tmp_path / "run", *arguments), **options)
     chips = tmp_path / "run" / "chips.csv"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1500
     while not (chips.exists() and len(chips.read_bytes()) > 1000):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 143
+    assert process.wait(timeout=1500) == 143
     before = chips.read_bytes()
     count = len(before.splitlines()) - 1
     assert 0 < count < 60000
@@ -222,8 +222,23 @@ def test_what_does_not_fit_the_network_is_refused(tmp_path, networks):
     with pytest.raises(InputError, match="another network called first"):
         _evaluate(tmp_path / "run", chips=2, run=[str(other)], faults=[FAULTS])
     names = [networks[0], str(other)]
-    with pytest.raises(InputError, match="each its own name"):
+    with pytest.raises(InputError, match=r"are both called first; name one, as --run NAME=/"):
         _evaluate(tmp_path / "two", chips=2, run=names, faults=[FAULTS])
+
+
+def test_networks_get_names_and_paths_may_look_like_it(tmp_path, networks):
+    like_a_name = tmp_path / "rate=0.1"
+    shutil.copytree(networks[1], like_a_name)
+    runs = [networks[0], f"other={networks[0]}", f"third={like_a_name}", str(like_a_name)]
+    assert _evaluate(tmp_path / "run", run=runs, faults=[FAULTS], chips=2) == 0
+    summary = _rows(tmp_path / "run", "summary.csv")
+    names = [row["network"] for row in summary]
+    assert names == ["first", "other", "third", "rate=0.1"]
+    first, other, third, fourth = (row["accuracy"] for row in summary)
+    assert first == other
+    assert third == fourth
+    with pytest.raises(InputError, match="/none"):
+        _evaluate(tmp_path / "run", run=["a=/none"], faults=[FAULTS])
 
 
 def test_networks_of_other_data_cannot_be_compared(networks, monkeypatch, tmp_path):

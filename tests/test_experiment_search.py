@@ -30,7 +30,7 @@ from ftnas_jax.search import Search
 from ftnas_jax.space import PRIMITIVES, Space
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 300
+TIMEOUT = 1500  # of a job that hangs, not of one that other work slows down
 
 EPOCHS, STEPS = 6, 26 + 17  # 1437 images: 862 and 575, in batches of 32
 SAMPLED, RANDOM = 16, 12
@@ -300,6 +300,13 @@ def test_another_config_in_the_same_place_is_refused(runs, finished):
     assert job.stdout == ""
     (line,) = job.stderr.splitlines()
     assert "weights.learning_rate was 0.05, now 0.1" in line
+
+
+def test_what_other_draws_began_is_not_gone_on_with(finished, monkeypatch):
+    stored = json.loads((finished[0] / "config.json").read_text())
+    monkeypatch.setattr(experiment, "DRAWS", experiment.DRAWS + 1)
+    with pytest.raises(InputError, match=r"in draws\.json, now it is"):
+        experiment.search(stored["config"], str(finished[0]))
 
 
 # Architectures of the user's

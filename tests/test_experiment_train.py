@@ -156,6 +156,14 @@ def test_another_config_in_the_same_place_is_refused(finished):
         run(finished, weights__learning_rate=0.1)
 
 
+def test_what_other_draws_began_is_not_gone_on_with(finished, monkeypatch):
+    now = experiment.DRAWS
+    monkeypatch.setattr(experiment, "DRAWS", now + 1)
+    began = rf'began with {{"draws": {now}}} in draws.json, now it is {{"draws": {now + 1}}}'
+    with pytest.raises(InputError, match=began):
+        run(finished)
+
+
 # Rates tried in turn
 
 

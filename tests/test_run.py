@@ -82,7 +82,7 @@ def start_job(workdir: Path, *arguments) -> subprocess.Popen:
 
 def finish_job(workdir: Path, *arguments) -> None:
     process = start_job(workdir, *arguments)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
 
 
@@ -263,7 +263,7 @@ def test_a_disk_that_refuses_leaves_the_earlier_checkpoints(tmp_path):
 def test_a_kill_anywhere_in_a_save_changes_nothing_in_the_end(tmp_path, uninterrupted, where):
     workdir = tmp_path / "run"
     process = start_job(workdir, 8, where)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     saved = 4 if where in ("_prune", "metrics") else 3
     assert Checkpoints(workdir / "checkpoints").steps()[-1] == saved
@@ -351,6 +351,15 @@ def test_other_data_are_refused(tmp_path):
         run.pin("data.json", {"sha256": "a"})
         with pytest.raises(RunError, match=r'began with \{"sha256": "a"\} in data.json, now'):
             run.pin("data.json", {"sha256": "b"})
+
+
+def test_what_a_run_began_without_is_refused(tmp_path):
+    do_some_work(tmp_path)
+    with (
+        open_run(tmp_path) as run,
+        pytest.raises(RunError, match=r"began without draws.json, now it is 2; use another"),
+    ):
+        run.pin("draws.json", 2)
 
 
 def test_a_damaged_json_file_is_named(tmp_path):

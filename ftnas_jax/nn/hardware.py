@@ -149,8 +149,8 @@ class Hardware:
 
 
 DRAWS = 2
-"""Number of the way from keys to faults, which grows where it changes: by another way a chip of the
-same campaign has other faults, so that their rows do not go together."""
+"""Number of the way from keys to faults, which grows where it changes: by another way the same chip
+has other faults, so that what is begun by one is not gone on with by another."""
 
 
 class Draw(NamedTuple):

@@ -42,7 +42,7 @@ def _started(folders: list[Path]) -> list[tuple[int, str, str]]:
         )
         for number, folder in enumerate(folders)
     ]
-    ended = [process.communicate(timeout=300) for process in started]
+    ended = [process.communicate(timeout=1500) for process in started]
     return [(p.returncode, *said) for p, said in zip(started, ended, strict=True)]
 
 
