@@ -118,6 +118,12 @@ def test_tables_share_what_they_can(tmp_path):
     trained = {run for run in runs["fig9"] if run.module == "experiments.train"}
     assert trained < runs["5"]
     assert runs["4"] & runs["5"]  # the clean trainings
+    names = {run.name for run in runs["4"] & runs["6"]}  # where one rate alone is tried
+    assert names == {"search-mibb", "train-found-mibb-mibb", "eval-found-mibb-mibb-mibb"}
+    full = Plan(paper_full.get_config().to_dict(), tmp_path)
+    assert {run.name for run in set(full.runs(TABLES["4"])) & set(full.runs(TABLES["6"]))} == {
+        "search-mibb"
+    }
 
 
 def test_costs_of_named_rows_are_the_papers(tmp_path):

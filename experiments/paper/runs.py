@@ -77,7 +77,7 @@ class Plan:
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
         arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
-        return Run(f"train-{_name(row, seed)}", "experiments.train", arguments)
+        return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments)
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
         """The campaign on a row's network under a sweep."""
@@ -90,7 +90,8 @@ class Plan:
             *("--images", str(self.scale["images"])),
             *self._data_dir(),
         )
-        return Run(f"eval-{_name(row, seed)}-{sweep.name}", "experiments.evaluate", arguments)
+        name = f"eval-{self._name(row, seed)}-{sweep.name}"
+        return Run(name, "experiments.evaluate", arguments)
 
     def network(self, name: str) -> str:
         """The name of a row's network as `ftnas_jax.models.by_name` takes it."""
@@ -136,6 +137,15 @@ class Plan:
         every = "relu_conv_bn_3x3"
         return f"{text},preprocess={every},preprocess_stride2={every}"
 
+    def _name(self, row: Row, seed: int) -> str:
+        """Of a row's directories: what it is, how it is trained, and of further trainings the seed.
+
+        Where one rate alone is tried, trainings at that rate have the name of those by the rule.
+        """
+        same = self._recipe(row.recipe) == self._recipe("mibb")
+        recipe = "mibb" if same else row.recipe
+        return f"{row.network.replace(':', '-')}-{recipe}" + (f"-seed{seed}" if seed else "")
+
     def _recipe(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of a training that say under which faults, but for those of its config."""
         if recipe == "clean":
@@ -160,12 +170,6 @@ def _search_of(network: str) -> str | None:
     """The search that a network comes from."""
     kind, _, rest = network.partition(":")
     return rest if kind == "found" else None
-
-
-def _name(row: Row, seed: int) -> str:
-    """Of a row's directories: what it is, how it is trained, and of further trainings the seed."""
-    network = row.network.replace(":", "-")
-    return f"{network}-{row.recipe}" + (f"-seed{seed}" if seed else "")
 
 
 def random_genotype(primitives: Sequence[str], number: int) -> str:
