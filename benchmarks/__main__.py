@@ -20,6 +20,7 @@ from benchmarks import accuracy
 from benchmarks.campaigns import campaigns
 from benchmarks.host import describe
 from benchmarks.kernels import kernels
+from benchmarks.routes import routes
 from benchmarks.rows import Row, table, write_json
 from benchmarks.search_steps import Size, steps
 from benchmarks.start import start
@@ -47,11 +48,12 @@ SUITES: dict[str, Callable[[int, bool], Iterator[Row]]] = {
     "kernels": kernels,
     "start": _start,
     "campaigns": campaigns,
+    "routes": routes,
     "training": training,
     "growth": _growth,
 }
 """By name; a search of the paper's size, its layers' kernels, process start to first step, chips of
-fault campaigns, final training, a search of other sizes."""
+fault campaigns, the same one by one or several at once, final training, a search of other sizes."""
 
 _ACCURACY = "accuracy"
 

@@ -39,25 +39,31 @@ class Work:
 
     Attributes:
         faults: as text.
-        width: of the ResNet-18.
+        base: name of the network.
+        width: its channels, as a share.
         images: N.
         batch: B, of which N is a multiple.
         side: height and width of an image.
     """
 
     faults: str
+    base: str = "resnet18"
     width: float = 0.25
     images: int = 256
     batch: int = 128
     side: int = 32
 
+    @property
+    def network(self) -> str:
+        """Its name with its width."""
+        return f"{self.base}:width={self.width:g}"
+
     def __str__(self) -> str:
-        network = f"resnet18:width={self.width:g}"
-        return f"{network}, {self.images} images in batches of {self.batch}, {self.faults}"
+        return f"{self.network}, {self.images} images in batches of {self.batch}, {self.faults}"
 
     def model(self) -> nn.Module:
         """The network; BatchNorm in evaluation is what its call does by default."""
-        return ft.models.by_name(f"resnet18:width={self.width}", 10)
+        return ft.models.by_name(self.network, 10)
 
     def hardware(self) -> ft.Hardware:
         """8-bit, with the faults."""
@@ -98,16 +104,21 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
 
 
 class OurChips:
-    """A campaign of ours, on the devices that the experiments take; it grows with every turn."""
+    """A campaign of ours, on the devices that the experiments take; it grows with every turn.
 
-    def __init__(self, work: Work):
+    Args:
+        work: what every chip does.
+        at_once: chips at once on a device; None for what a campaign takes for best.
+    """
+
+    def __init__(self, work: Work, at_once: int | None = None):
         devices.make_cpu_devices(0)
         models = ft.faults.parse(work.faults)
         subject = ft.as_subject(work.model(), work.variables(), work.hardware())
         self._job = Campaign(
             *([subject], work.test_set(), points(models), jax.random.key(0), Settings(chips=2)),
             batch_size=work.batch,
-            run=Run(devices=devices.take(0), memory=BUDGET),
+            run=Run(at_once, devices.take(0), BUDGET),
         )
 
     def compile(self) -> dict[str, float]:
@@ -175,8 +186,8 @@ def campaigns(rounds: int, with_peer: bool) -> Iterator[Row]:
     for faults in FAULTS:
         work = Work(faults)
         with contextlib.ExitStack() as sides:
-            ours = sides.enter_context(_side(OurChips, work))
-            peers = {name: sides.enter_context(side) for name, side in _peers(work, with_peer)}
+            ours = sides.enter_context(side(OurChips, work))
+            peers = {name: sides.enter_context(peer) for name, peer in _peers(work, with_peer)}
             compiled = ours.call("compile")
             for chips, most in TURNS.items():
                 for row in measure_chips(work, chips, min(rounds, most), ours, peers):
@@ -188,12 +199,13 @@ def _peers(work: Work, with_peer: bool) -> Iterator[tuple[str, Side]]:
     if with_peer:
         from benchmarks.torch_resnet import TorchChips  # PyTorch is optional
 
-        yield "jitted calls", _side(ChipsByHand, work)
-        yield "PyTorch eager", _side(TorchChips, work)
+        yield "jitted calls", side(ChipsByHand, work)
+        yield "PyTorch eager", side(TorchChips, work)
 
 
-def _side(make: Any, work: Work) -> Side:
-    return Side(make, work, environment=large_pages.ENVIRONMENT)
+def side(make: Any, *args: Any) -> Side:
+    """A side that gets its memory as the experiments do."""
+    return Side(make, *args, environment=large_pages.ENVIRONMENT)
 
 
 def measure_chips(

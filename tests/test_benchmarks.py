@@ -1,5 +1,6 @@
 """What benchmarks rest on: rows, sides in processes of their own, and kernels that agree."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import pytest
 import scipy.stats
 
 from benchmarks import __main__ as command
-from benchmarks import accuracy, kernels, profile
+from benchmarks import accuracy, kernels, profile, routes
 from benchmarks.campaigns import ChipsByHand, OurChips, Work, measure_chips
 from benchmarks.kernels import Kernel
 from benchmarks.rows import Row, table, write_json
@@ -124,7 +125,7 @@ def test_steps_are_timed_and_their_work_counted():
 
 def test_chips_are_timed_and_those_of_a_loop_by_hand():
     work = Work("stuck_at:p0=0.067,p1=0.013", width=1 / 16, images=16, batch=8, side=8)
-    ours, by_hand = OurChips(work), ChipsByHand(work)
+    ours, by_hand = OurChips(work, 2), ChipsByHand(work)
     compiled = ours.compile()
     assert 0 < compiled["program GB a device"] < compiled["budget GB a device"]
     (row,) = measure_chips(work, 3, 2, Here(ours), {"by hand": Here(by_hand)})
@@ -136,6 +137,33 @@ def test_chips_are_timed_and_those_of_a_loop_by_hand():
     assert ours.correct()[3:6] == by_hand.correct()
     (alone,) = measure_chips(work, 1, 1, Here(ours), {})
     assert (alone.workload[:7], alone.peer, alone.theirs) == ("1 chip,", "", [])
+
+
+class Chips:
+    """Chips of a network, of which one at a time take a second and several take less."""
+
+    def __init__(self, work, at_once):
+        self.work, self.at_once = work, at_once
+
+    def compile(self):
+        return {"compile s": 10.0 * self.at_once}
+
+    def turn(self, chips):
+        return chips / self.at_once
+
+
+def test_routes_are_measured_for_every_kind_of_faults(monkeypatch):
+    monkeypatch.setattr(
+        routes,
+        "side",
+        lambda _, *args: contextlib.nullcontext(Here(Chips(*args))),
+    )
+    rows = list(routes.routes(2, False))
+    assert len({row.workload for row in rows}) == len(rows) == 4 * 3
+    for row in rows:
+        assert (row.peer, row.ratios) == ("4 at once", [0.25, 0.25])
+        assert (row.facts["compile s"], row.facts["peer's compile s"]) == (10, 40)
+    assert rows[-1].workload.startswith("8 chips, mobilenet_v2:width=0.25, 128 images")
 
 
 class Constant:
