@@ -41,7 +41,8 @@ OVERRIDES = {
     "space.nodes": SPACE.nodes,
     "space.primitives": SPACE.primitives,
     "network.channels": 4,
-    "network.cells": 2,
+    "network.cells": 1,
+    "network.reductions": (0,),
     "candidates.sampled": SAMPLED,
     "candidates.random": RANDOM,
     "candidates.batches": 4,
@@ -200,10 +201,8 @@ def test_a_signal_before_the_first_step_ends_at_once_and_silently(runs, number):
     workdir = runs.folder / f"ended by {number}"
     job = runs.start(workdir, "--compilation_cache=")
     job.wait_until(lambda: "compiling" in job.stdout)
-    began = time.monotonic()
-    assert job.stop(number) == -number
-    assert time.monotonic() - began < 2  # compilation takes longer
-    assert job.stderr == ""
+    assert job.stop(number) == -number  # by the system's own handler, which waits for nothing
+    assert (job.stdout, job.stderr) == ("compiling the search ...\n", "")
     assert newest_step(workdir) == -1
 
 
