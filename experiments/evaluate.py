@@ -119,7 +119,7 @@ def _load_runs() -> list[trained.Trained]:
         if run.name in runs:
             raise InputError(
                 f"{runs[run.name].path} and {run.path} are both called {run.name}; name one, "
-                f"as --run NAME={text}"
+                f"as --run NAME={run.path}"
             )
         runs[run.name] = run
     return list(runs.values())

@@ -153,9 +153,13 @@ class RunDir:
         if not _holds_work(self.path):
             self.write_json(name, new)
         elif old != new:
-            began = "without" if old is None else f"with {_short(old)} in"
+            if old is None:
+                raise RunError(
+                    f"{self.path} was begun by a version that wrote no {name}, so that it cannot "
+                    "be gone on with for certain; use another --workdir"
+                )
             raise RunError(
-                f"{self.path} began {began} {name}, now it is {_short(new)}; "
+                f"{self.path} began with {_short(old)} in {name}, now it is {_short(new)}; "
                 "use another --workdir, or what it began with"
             )
 

@@ -143,7 +143,7 @@ class Chips:
     """Chips of a network, of which one at a time take a second and several take less."""
 
     def __init__(self, work, at_once):
-        self.work, self.at_once = work, at_once
+        self.at_once = at_once
 
     def compile(self):
         return {"compile s": 10.0 * self.at_once}
@@ -153,11 +153,8 @@ class Chips:
 
 
 def test_routes_are_measured_for_every_kind_of_faults(monkeypatch):
-    monkeypatch.setattr(
-        routes,
-        "side",
-        lambda _, *args: contextlib.nullcontext(Here(Chips(*args))),
-    )
+    monkeypatch.setattr(routes, "OurChips", Chips)
+    monkeypatch.setattr(routes, "side", lambda make, *a: contextlib.nullcontext(Here(make(*a))))
     rows = list(routes.routes(2, False))
     assert len({row.workload for row in rows}) == len(rows) == 4 * 3
     for row in rows:

@@ -239,6 +239,9 @@ def test_networks_get_names_and_paths_may_look_like_it(tmp_path, networks):
     assert third == fourth
     with pytest.raises(InputError, match="/none"):
         _evaluate(tmp_path / "run", run=["a=/none"], faults=[FAULTS])
+    twice = [f"a={networks[0]}", f"a={networks[1]}"]
+    with pytest.raises(InputError, match=f"both called a; name one, as --run NAME={networks[1]}"):
+        _evaluate(tmp_path / "run", run=twice, faults=[FAULTS])
 
 
 def test_networks_of_other_data_cannot_be_compared(networks, monkeypatch, tmp_path):

@@ -1,10 +1,11 @@
 """Convolutions of a model, computed as `ftnas_jax.nn.conv` computes those of our own networks.
 
 On CPU XLA runs depthwise convolutions and their gradients some ten times slower than they can be
-run, gradients of dense kernels up to four times, those of 1x1 convolutions, which are products here,
-three to six times, and all gradients of convolutions in loops fifty times. Results are the same up
-to rounding, those of dense convolutions wider than 1x1 bit by bit but for their gradients. Forward-mode differentiation, `jax.jvp`, is not to be had of this form. Off CPU, and
-where stride, padding or layout are others, XLA's convolution stays.
+run, gradients of dense kernels up to four times, those of 1x1 convolutions, which are products
+here, three to six times, and all gradients of convolutions in loops fifty times. Results are the
+same up to rounding, those of dense convolutions wider than 1x1 bit by bit but for their gradients.
+Of these and of depthwise ones forward-mode differentiation, `jax.jvp`, is not to be had. Off CPU,
+and where stride, padding or layout are others, XLA's convolution stays.
 """
 
 from collections.abc import Sequence

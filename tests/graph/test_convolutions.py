@@ -85,7 +85,7 @@ def test_outputs_and_gradients_are_those_of_the_model(options, expected):
     assert ours(chip.apply, variables, x) == (expected and on_cpu())
 
 
-@pytest.mark.parametrize("options", [{}, DENSE], ids=str)
+@pytest.mark.parametrize("options", [{}, DENSE, DENSE | {"size": 1}], ids=str)
 def test_chips_of_different_weights_are_computed_together(options):
     model, x = One(lambda: conv(**options)), array(2, 6, 6, C)
     variables = model.init(jax.random.key(0), x)
