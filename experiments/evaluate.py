@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from experiments import cli, evaluate_report, trained
@@ -33,6 +34,8 @@ from ftnas_jax.campaigns.single import SingleFaults
 from ftnas_jax.campaigns.subject import as_subject
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.fixed_point import FixedPoint
+from ftnas_jax.graph.calibration import calibrate
+from ftnas_jax.graph.model import on_hardware
 from ftnas_jax.loop import Progress, Terminator, attentive
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.processes import is_first
@@ -82,12 +85,21 @@ _ENCODING = flags.DEFINE_enum(
     ["twos_complement", "sign_magnitude"],
     "Of weights; by default that of the training. Faults of crossbars need sign_magnitude.",
 )
+_CALIBRATE = flags.DEFINE_integer(
+    "calibrate",
+    0,
+    "Training images by which fraction lengths of features are frozen, on sound hardware; with 0 "
+    "they follow the batch, faults included, as in the paper.",
+    lower_bound=0,
+)
 _PLAN = flags.DEFINE_bool("plan", False, "Only the first chips, and what the rest would take.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of the first of several processes."
 )
 _PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer("process", 0, "Which of them this one is, from 0.", lower_bound=0)
+
+_CALIBRATION_BATCH = 256
 
 _CHIPS_BY_DEFAULT = {False: 64, True: 1024}
 """Of a campaign without and with a margin."""
@@ -141,7 +153,7 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         "run": Run(_CHUNK.value or None, there, _MEMORY.value * 2**30 or None),
         "workdir": workdir,
     }
-    subjects = [as_subject(run.model, run.variables, _hardware(run), name=run.name) for run in runs]
+    subjects = [as_subject(_chip(run), run.variables, run.hardware, name=run.name) for run in runs]
     if _SINGLE.value:
         margin, tolerance = _MARGIN.value / 100 or 0.05, _TOLERANCE.value / 100
         strata: Any = _BY.value
@@ -153,6 +165,16 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         given = (subjects[0], test_set, models, groups, key, _settings())
         return open_sensitivity(*given, **options)
     return Campaign(subjects, test_set, _points(), key, _settings(), **options)
+
+
+def _chip(run: trained.Trained) -> Any:
+    """A network on its hardware, its fraction lengths frozen where that is asked for."""
+    chip = on_hardware(run.model, _hardware(run))
+    if not _CALIBRATE.value:
+        return chip
+    images = run.training_images(_CALIBRATE.value, _DATA_DIR.value)
+    batches = np.array_split(images, -(-len(images) // _CALIBRATION_BATCH))
+    return calibrate(chip, [(run.variables, batch) for batch in batches])
 
 
 def _hardware(run: trained.Trained) -> Hardware:

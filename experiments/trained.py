@@ -85,12 +85,29 @@ class Trained:
         Raises:
             InputError: the data cannot be had, or are others than those of the training.
         """
+        dataset = self._dataset(data_dir)
+        return self._normalized(dataset.test_images), dataset.test_labels
+
+    def training_images(self, count: int, data_dir: str = "") -> np.ndarray:
+        """The first `count` training images, normalized, float32 [count, H, W, C].
+
+        Raises:
+            InputError: as `test_set`; or there are not so many.
+        """
+        images = self._dataset(data_dir).images
+        if count > len(images):
+            raise InputError(f"{self.data_name} has {len(images)} training images, not {count}")
+        return self._normalized(images[:count])
+
+    def _dataset(self, data_dir: str) -> Dataset:
         fields = self.config["data"] | ({"data_dir": data_dir} if data_dir else {})
         dataset = load_data(fields)
         if dataset.sha256() != self.data_sha256:
             raise InputError(f"{self.data_name} is no longer what {self.path} was trained on")
-        images = normalize(*map(jnp.asarray, (dataset.test_images, self.mean, self.std)))
-        return np.asarray(images), dataset.test_labels
+        return dataset
+
+    def _normalized(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(normalize(*map(jnp.asarray, (images, self.mean, self.std))))
 
 
 def facts(dataset: Dataset) -> dict[str, Any]:

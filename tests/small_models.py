@@ -11,3 +11,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         return nn.Dense(self.num_classes, name="classifier")(images.reshape(len(images), -1))
+
+
+class Hidden(nn.Module):
+    """A classifier with features that fail."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(nn.Dense(12, name="hidden")(images.reshape(len(images), -1)))
+        return nn.Dense(self.num_classes, name="classifier")(x)

@@ -1,9 +1,10 @@
 """Campaigns on trained networks, end to end: what they write, what survives, what is refused.
 
-Networks are trained for an epoch on digits, with a model of one layer.
+Networks are trained for an epoch on digits, with models of one layer and of two.
 """
 
 import csv
+import dataclasses
 import os
 import shutil
 import signal
@@ -13,22 +14,25 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import ftnas_jax as ft
 from configs import train_quickstart
 from experiments import evaluate as experiment
 from experiments import train, trained
+from ftnas_jax import data
 from ftnas_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = "stuck_at:ratio=0.8"
 
 
-def _train(workdir: Path, seed: int) -> Path:
+def _train(workdir: Path, model: str) -> Path:
     config = train_quickstart.get_config()
-    config.network, config.epochs, config.seed = "small_models:Linear", 1, seed
+    config.network, config.epochs = f"small_models:{model}", 1
     config.faults, config.data.size = "stuck_at", 8
     assert train.train(config.to_dict(), str(workdir), jax.devices()[:2]) == 0
     return workdir
@@ -38,7 +42,7 @@ def _train(workdir: Path, seed: int) -> Path:
 def networks(tmp_path_factory) -> list[str]:
     """Run directories of two networks."""
     folder = tmp_path_factory.mktemp("trainings")
-    return [str(_train(folder / name, seed)) for seed, name in enumerate(("first", "second"))]
+    return [str(_train(folder / "first", "Linear")), str(_train(folder / "second", "Hidden"))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,6 +148,38 @@ def test_age_is_swept_as_a_rate_is(tmp_path, networks):
     assert _evaluate(tmp_path, times=["1", "30"], **given) == 0
     assert [row["time"] for row in _rows(tmp_path, "summary.csv")] == ["1.0", "30.0"]
     assert (tmp_path / "curves.png").exists()
+
+
+def test_fraction_lengths_are_frozen_by_a_training_image(tmp_path, networks):
+    given = {"run": networks[1:], "faults": ["mibb:p_m=3e-3"], "chips": 4}
+    for name, count in (("frozen", 1), ("following", 0)):
+        assert _evaluate(tmp_path / name, calibrate=count, **given) == 0
+    frozen, following = (
+        [int(row["correct"]) for row in _rows(tmp_path / name, "chips.csv")]
+        for name in ("frozen", "following")
+    )
+    assert frozen != following
+    run = trained.load(networks[1])
+    digits = data.load("digits", size=8)
+    mean, std = digits.mean_std()
+    images, own = (
+        ((part / 255 - mean) / std).astype(np.float32)
+        for part in (digits.images[:1], digits.test_images)
+    )
+    chip = ft.on_hardware(run.model, dataclasses.replace(run.hardware, faults=()))
+    report = ft.campaign(
+        ft.calibrate(chip, [(run.variables, images)]),
+        run.variables,
+        (own, digits.test_labels),
+        faults="mibb:p_m=3e-3",
+        key=jax.random.key(0),
+        chips=4,
+    )
+    assert [chip.correct for chip in report.outcomes[0].chips] == frozen
+    with pytest.raises(InputError, match="another network called second"):
+        _evaluate(tmp_path / "frozen", **given)
+    with pytest.raises(InputError, match="digits has 1437 training images, not 2000"):
+        _evaluate(tmp_path / "more", calibrate=2000, **given)
 
 
 def _command(workdir: Path, *arguments: str) -> list[str]:

@@ -47,15 +47,16 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
         raise ValueError("features are in float32: they have no fraction lengths to calibrate")
     observe = jitted(lambda *args: free.observed(_length, *args, **kwargs)[1])
     lengths: dict[str, jax.Array] = {}
-    for args in calls:
+    batches = list(calls)
+    if not batches:
+        raise ValueError("calibration needs at least one batch")
+    for args in batches:
         for name, (length, finite) in observe(*args).items():
             if not np.all(finite):
                 raise ValueError(f"{name} is not finite: the model has diverged")
             if length is not None:
                 before = lengths.get(name)
                 lengths[name] = length if before is None else jnp.minimum(before, length)
-    if not lengths:
-        raise ValueError("calibration needs at least one batch")
     return dataclasses.replace(free, lengths=lengths)
 
 
