@@ -118,7 +118,8 @@ def evaluate(workdir: str, devices: list[Any]) -> int:
             found = attentive(job.run, asked, display)
             if not stop.requested and is_first():
                 found = job.table() if isinstance(job, SingleFaults) else found
-                evaluate_report.write(workdir, job.settings, found, runs, devices, _SEED.value)
+                given = (_SEED.value, _CALIBRATE.value)
+                evaluate_report.write(workdir, job.settings, found, runs, devices, *given)
                 progress.log(f"\n{found}\n\nresults: {workdir}/README.md")
             return stop.exit_code
 

@@ -48,14 +48,26 @@ def write(
     runs: Sequence[Trained],
     devices: Sequence[Any],
     seed: int,
+    calibrated: int = 0,
 ) -> None:
-    """Write summary.csv, differences.csv, the pictures and README.md of a campaign."""
+    """Write summary.csv, differences.csv, the pictures and README.md of a campaign.
+
+    Args:
+        workdir: of the campaign.
+        settings: of the campaign.
+        found: what it found.
+        runs: the networks.
+        devices: that it took.
+        seed: of all chips.
+        calibrated: how many training images froze the fraction lengths of features; 0 for none.
+    """
     folder = Path(workdir)
     found.write_csv(folder)
+    what = _command(runs, devices, seed, calibrated)
     if isinstance(found, Report):
-        text = _readme(folder, settings, found, runs, devices, seed, _draw(found, folder))
+        text = _readme(folder, settings, found, what, runs[0].data_name, _draw(found, folder))
     else:
-        text = _single_readme(folder, found, runs, devices, seed)
+        text = _single_readme(folder, found, runs[0].name, what)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -72,13 +84,11 @@ def _draw(report: Report, folder: Path) -> str:
     return "![Every chip](chips.png)"
 
 
-def _single_readme(
-    folder: Path, table: SingleFaultTable, runs, devices: Sequence[Any], seed: int
-) -> str:
+def _single_readme(folder: Path, table: SingleFaultTable, network: str, what: Sequence[str]) -> str:
     lines = [
-        f"# Single faults of {runs[0].name}",
+        f"# Single faults of {network}",
         "",
-        *_command(runs, devices, seed),
+        *what,
         "",
         "```",
         str(table),
@@ -98,9 +108,8 @@ def _readme(
     folder: Path,
     settings: Settings,
     report: Report,
-    runs: Sequence[Trained],
-    devices: Sequence[Any],
-    seed: int,
+    what: Sequence[str],
+    data_name: str,
     picture: str,
 ) -> str:
     differences = report.differences()
@@ -108,7 +117,8 @@ def _readme(
         [
             f"# Campaign {folder.name}",
             "",
-            *_what_it_was(settings, report, runs, devices, seed),
+            *what,
+            *_what_was_drawn(settings, report, data_name),
             "",
             "## Accuracy",
             "",
@@ -123,9 +133,7 @@ def _readme(
     )
 
 
-def _what_it_was(
-    settings: Settings, report: Report, runs: Sequence[Trained], devices: Sequence[Any], seed: int
-) -> list[str]:
+def _what_was_drawn(settings: Settings, report: Report, data_name: str) -> list[str]:
     images = report.outcomes[0].images
     wanted = (
         f"{settings.chips} chips at every point"
@@ -135,9 +143,8 @@ def _what_it_was(
         "for having looked"
     )
     return [
-        *_command(runs, devices, seed),
         *(f"- faults: `{text}`" for text in _faults(report)),
-        f"- {images} test images of {runs[0].data_name}; {wanted}",
+        f"- {images} test images of {data_name}; {wanted}",
         *(
             f"- margin not reached: {one.place}, after {len(one.chips)} chips"
             for one in report.outcomes
@@ -156,7 +163,10 @@ def _faults(report: Report) -> list[str]:
     return list(first.values())
 
 
-def _command(runs: Sequence[Trained], devices: Sequence[Any], seed: int) -> list[str]:
+def _command(
+    runs: Sequence[Trained], devices: Sequence[Any], seed: int, calibrated: int
+) -> list[str]:
+    lengths = f"frozen by {calibrated} training images" if calibrated else "follow the batch"
     return [
         "```",
         f"python -m experiments.evaluate {shlex.join(sys.argv[1:])}",
@@ -165,6 +175,7 @@ def _command(runs: Sequence[Trained], devices: Sequence[Any], seed: int) -> list
         *(f"- network: {run.name}, {run.description}" for run in runs),
         f"- machine: {machine.describe(devices)}",
         f"- seed: {seed}",
+        f"- fraction lengths of features: {lengths}",
     ]
 
 

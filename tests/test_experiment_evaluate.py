@@ -78,7 +78,7 @@ def test_a_sweep_of_two_networks(tmp_path, networks, capsys):
     assert [(row["network"], row["minus"]) for row in differences] == [("second", "first")] * 3
     page = (tmp_path / "README.md").read_text()
     assert "| first | stuck_at 0.05 | 6 |" in page
-    assert "- seed: 0\n" in page
+    assert "- seed: 0\n- fraction lengths of features: follow the batch\n" in page
     assert "| curves.png |" in page
     assert "| sensitivity.png |" not in page
     assert "stuck_at:p0=0.04,p1=0.01" not in page  # only the first of a sweep is written out
@@ -159,6 +159,8 @@ def test_fraction_lengths_are_frozen_by_a_training_image(tmp_path, networks):
         for name in ("frozen", "following")
     )
     assert frozen != following
+    page = (tmp_path / "frozen" / "README.md").read_text()
+    assert "- fraction lengths of features: frozen by 1 training images\n" in page
     run = trained.load(networks[1])
     digits = data.load("digits", size=8)
     mean, std = digits.mean_std()
