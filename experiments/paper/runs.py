@@ -142,8 +142,9 @@ class Plan:
 
         Where one rate alone is tried, trainings at that rate have the name of those by the rule.
         """
-        same = self._recipe(row.recipe) == self._recipe("mibb")
-        recipe = "mibb" if same else row.recipe
+        by_the_rule = self._recipe("mibb")
+        fixed = row.recipe == "mibb_3e-4" and self._recipe(row.recipe) == by_the_rule
+        recipe = "mibb" if fixed else row.recipe
         return f"{row.network.replace(':', '-')}-{recipe}" + (f"-seed{seed}" if seed else "")
 
     def _recipe(self, recipe: Recipe) -> dict[str, Any]:
