@@ -48,7 +48,7 @@ def write(
     runs: Sequence[Trained],
     devices: Sequence[Any],
     seed: int,
-    calibrated: int = 0,
+    calibrated: int,
 ) -> None:
     """Write summary.csv, differences.csv, the pictures and README.md of a campaign.
 
@@ -208,8 +208,7 @@ def _accuracies(outcomes: Sequence[Outcome]) -> list[str]:
         f"In percent. Intervals at {level}: of the mean, Student's t over chips; of the accuracy "
         "that the worst 5 %, or 1 %, of chips do not exceed, by order statistics. ± images: what "
         "having these test images and no others adds, as a standard error; more chips do not "
-        "lessen it. "
-        "SDC rate: images whose class is another than without faults.",
+        "lessen it. SDC rate: images whose class is another than without faults.",
     ]
 
 
