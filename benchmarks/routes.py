@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from benchmarks.campaigns import OurChips, Work, side
 from benchmarks.rows import Row
 
-NETWORKS = (("resnet18", 0.25), ("resnet18", 0.5), ("vgg16", 0.25), ("mobilenet_v2", 0.25))
+NETWORKS = (("resnet18", 0.25), ("resnet18", 0.5), ("vgg16", 0.25), ("mobilenet_v2", 0.125))
 """Names and widths."""
 
 FAULTS = ("stuck_at:p0=0.067,p1=0.013", "mibb:p_m=0.0001", "mibb:p_m=0.0001,per=chip")

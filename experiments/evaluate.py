@@ -31,7 +31,7 @@ from ftnas_jax.campaigns.points import Point, as_models, points, told_apart
 from ftnas_jax.campaigns.sensitivity import open_sensitivity
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.single import SingleFaults
-from ftnas_jax.campaigns.subject import as_subject
+from ftnas_jax.campaigns.subject import Subject, as_subject
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.fixed_point import FixedPoint
 from ftnas_jax.graph.calibration import calibrate
@@ -92,6 +92,13 @@ _CALIBRATE = flags.DEFINE_integer(
     "they follow the batch, faults included, as in the paper.",
     lower_bound=0,
 )
+_RECALIBRATE = flags.DEFINE_integer(
+    "recalibrate",
+    0,
+    "Training images by which every chip takes statistics of BatchNorm anew, with its faults; with "
+    "0 it has those of the training.",
+    lower_bound=0,
+)
 _PLAN = flags.DEFINE_bool("plan", False, "Only the first chips, and what the rest would take.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of the first of several processes."
@@ -118,8 +125,8 @@ def evaluate(workdir: str, devices: list[Any]) -> int:
             found = attentive(job.run, asked, display)
             if not stop.requested and is_first():
                 found = job.table() if isinstance(job, SingleFaults) else found
-                given = (_SEED.value, _CALIBRATE.value)
-                evaluate_report.write(workdir, job.settings, found, runs, devices, *given)
+                choices = evaluate_report.Choices(_SEED.value, _CALIBRATE.value, _RECALIBRATE.value)
+                evaluate_report.write(workdir, job.settings, found, runs, devices, choices)
                 progress.log(f"\n{found}\n\nresults: {workdir}/README.md")
             return stop.exit_code
 
@@ -154,7 +161,7 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         "run": Run(_CHUNK.value or None, there, _MEMORY.value * 2**30 or None),
         "workdir": workdir,
     }
-    subjects = [as_subject(_chip(run), run.variables, run.hardware, name=run.name) for run in runs]
+    subjects = list(map(_subject, runs))
     if _SINGLE.value:
         margin, tolerance = _MARGIN.value / 100 or 0.05, _TOLERANCE.value / 100
         strata: Any = _BY.value
@@ -166,6 +173,14 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
         given = (subjects[0], test_set, models, groups, key, _settings())
         return open_sensitivity(*given, **options)
     return Campaign(subjects, test_set, _points(), key, _settings(), **options)
+
+
+def _subject(run: trained.Trained) -> Subject:
+    """A network under test, by the choices of the flags."""
+    count = _RECALIBRATE.value
+    images = run.training_images(count, _DATA_DIR.value) if count else None
+    chip = _chip(run)
+    return as_subject(chip, run.variables, run.hardware, name=run.name, norm_images=images)
 
 
 def _chip(run: trained.Trained) -> Any:

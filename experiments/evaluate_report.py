@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.durations import duration
 from experiments.trained import Trained
@@ -41,14 +41,27 @@ def plan(positions: Sequence[Position]) -> str:
     return "\n".join([*lines, f"in all about {chips} chips{left}"])
 
 
+class Choices(NamedTuple):
+    """What a campaign's README says of how it was done.
+
+    Attributes:
+        seed: of all chips.
+        calibrate: how many training images froze the fraction lengths of features; 0 for none.
+        recalibrate: by how many every chip took statistics of BatchNorm anew; 0 for none.
+    """
+
+    seed: int
+    calibrate: int
+    recalibrate: int
+
+
 def write(
     workdir: str,
     settings: Settings,
     found: Report | SingleFaultTable,
     runs: Sequence[Trained],
     devices: Sequence[Any],
-    seed: int,
-    calibrated: int,
+    choices: Choices,
 ) -> None:
     """Write summary.csv, differences.csv, the pictures and README.md of a campaign.
 
@@ -58,12 +71,11 @@ def write(
         found: what it found.
         runs: the networks.
         devices: that it took.
-        seed: of all chips.
-        calibrated: how many training images froze the fraction lengths of features; 0 for none.
+        choices: by which it was done.
     """
     folder = Path(workdir)
     found.write_csv(folder)
-    what = _command(runs, devices, seed, calibrated)
+    what = _command(runs, devices, choices)
     if isinstance(found, Report):
         text = _readme(folder, settings, found, what, runs[0].data_name, _draw(found, folder))
     else:
@@ -163,10 +175,10 @@ def _faults(report: Report) -> list[str]:
     return list(first.values())
 
 
-def _command(
-    runs: Sequence[Trained], devices: Sequence[Any], seed: int, calibrated: int
-) -> list[str]:
-    lengths = f"frozen by {calibrated} training images" if calibrated else "follow the batch"
+def _command(runs: Sequence[Trained], devices: Sequence[Any], choices: Choices) -> list[str]:
+    frozen, anew = choices.calibrate, choices.recalibrate
+    lengths = f"frozen by {frozen} training images" if frozen else "follow the batch"
+    statistics = f"every chip's own, by {anew} training images" if anew else "of the training"
     return [
         "```",
         f"python -m experiments.evaluate {shlex.join(sys.argv[1:])}",
@@ -174,8 +186,9 @@ def _command(
         "",
         *(f"- network: {run.name}, {run.description}" for run in runs),
         f"- machine: {machine.describe(devices)}",
-        f"- seed: {seed}",
+        f"- seed: {choices.seed}",
         f"- fraction lengths of features: {lengths}",
+        f"- statistics of BatchNorm: {statistics}",
     ]
 
 

@@ -33,6 +33,7 @@ from ftnas_jax.graph.calibration import (
 from ftnas_jax.graph.exposure import Exposure, exposure
 from ftnas_jax.graph.hold import hold
 from ftnas_jax.graph.model import on_hardware
+from ftnas_jax.graph.recalibration import recalibrate
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
 from ftnas_jax.search import Search, SearchData, SearchState
 from ftnas_jax.search_config import SearchConfig
@@ -73,6 +74,7 @@ __all__ = [
     "load_lengths",
     "models",
     "on_hardware",
+    "recalibrate",
     "save_lengths",
     "sensitivity",
     "single_faults",

@@ -167,7 +167,7 @@ class Network(nn.Module):
             _paths(config, self.space, chosen, "weights"),
         )
         block = {"config": config, "hardware": self.hardware, "train": train}
-        x = write_features(images, self.hardware, None)
+        x = write_features(images, self.hardware, None, self.hardware.length("input"))
         self.hardware.note("input", "input", "stored", 0, images, x, None)
         stem = Stem(**block, name="stem")(x, draw.at(0))
         older, newer, channels = stem, stem, config.channels
@@ -201,7 +201,7 @@ class Network(nn.Module):
         pooled = jnp.mean(x, (1, 2))
         stored = exposures_at(self.hardware, "stored", Place("pool"))
         faults = draw_maps(self.hardware, "stored", draw.at(0), pooled.shape, stored)
-        held = write_features(pooled, self.hardware, faults)
+        held = write_features(pooled, self.hardware, faults, self.hardware.length("pool"))
         self.hardware.note("pool", "pool", "stored", 0, pooled, held, faults)
         pooled = held
         pooled = self._drop(pooled) if train else pooled

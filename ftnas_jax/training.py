@@ -5,8 +5,9 @@ step), so how many steps one call runs, and where a training was interrupted, ch
 
 * The clean and the faulty pass of a step see the same images, both in fixed point; the faults of
   every step are new ones.
-* Running statistics of BatchNorm are those of clean passes; of faulty ones where there are no
-  others (alpha_l = 1). Accuracies on test images are measured with them.
+* Running statistics of BatchNorm are those of clean passes, by default, or means over both passes;
+  of faulty ones where there are no others (alpha_l = 1). Accuracies on test images are measured
+  with them.
 * The random crop moves in zeros of the normalized image, its mean colour, not black.
 * Two devices share a step: one runs the clean pass, the other the faulty one. More are not used,
   since a linen BatchNorm would have to be synchronized over a batch that they split.
@@ -29,6 +30,7 @@ import optax
 
 from ftnas_jax.augment import augment, normalize
 from ftnas_jax.data import Dataset
+from ftnas_jax.graph.calibration import sound_lengths
 from ftnas_jax.graph.model import on_hardware
 from ftnas_jax.nn.hardware import Draw
 from ftnas_jax.search_mesh import SearchMesh
@@ -310,20 +312,24 @@ class Training:
     def _loss(self, chip, state: TrainingState, x, labels, key, params, faulty):
         """Cross entropy of one pass; also its accuracy and the BatchNorm statistics after it."""
         fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
-        logits, updates = chip.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            x,
-            draw=Draw(fault_key, faulty),
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        options = {"train": True, "rngs": {"dropout": dropout_key}, "mutable": ["batch_stats"]}
+        chip = self._frozen(chip, faulty, variables, x, **options)
+        logits, updates = chip.apply(variables, x, draw=Draw(fault_key, faulty), **options)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
         return loss, (accuracy, updates.get("batch_stats", state.batch_stats))
 
+    def _frozen(self, chip, faulty, variables, x, **options):
+        """The chip of a pass, with fraction lengths of a clean one if that is asked for."""
+        if self.config.fraction_lengths == "batch" or faulty is False:
+            return chip
+        with jax.named_scope("fraction_lengths"):
+            known = jax.lax.stop_gradient(variables)
+            return dataclasses.replace(chip, lengths=sound_lengths(chip, known, x, **options))
+
     def _gradients(self, params, loss):
-        """The gradient of Eq. 13, metrics, and the statistics of the first pass."""
+        """The gradient of Eq. 13, metrics, and the statistics of BatchNorm."""
         passes = self.config.passes
         differentiate = jax.value_and_grad(loss, has_aux=True)
 
@@ -339,7 +345,14 @@ class Training:
         for place, (faulty, _) in enumerate(passes):
             metrics[f"train/loss_{_name(faulty)}"] = values[place]
             metrics[f"train/accuracy_{_name(faulty)}"] = accuracies[place]
-        return gradient, metrics, jax.tree.map(lambda a: a[0], stats)
+        return gradient, metrics, jax.tree.map(self._join_statistics, stats)
+
+    def _join_statistics(self, of_passes: jax.Array) -> jax.Array:
+        """Running statistics after a step out of those after each pass, [passes, ...].
+
+        Averages are linear: the mean of both is the running average of their mean.
+        """
+        return of_passes[0] if self.config.batch_norm == "clean" else jnp.mean(of_passes, 0)
 
     def _over(self, passes: Sequence[tuple[bool, float]], add_pass, zero):
         """`lax.scan` over passes, in whichever way is fast."""
@@ -374,7 +387,8 @@ class Training:
 
         def count(nothing, one):
             draw = Draw(key, one[0], first)
-            logits = chip.apply(state.variables, x, draw=draw, train=False)
+            own = self._frozen(chip, one[0], state.variables, x, train=False)
+            logits = own.apply(state.variables, x, draw=draw, train=False)
             right = (jnp.argmax(logits, -1) == labels) & counted
             return nothing, jnp.sum(right.astype(jnp.float32))
 

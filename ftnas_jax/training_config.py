@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import Literal
 
 from ftnas_jax.faults import FaultModel
 from ftnas_jax.nn.hardware import Hardware
@@ -63,6 +64,11 @@ class TrainingConfig:
         alpha_l: weight of the faulty loss (Eq. 13); 0 trains without faults.
         curriculum_epochs: over how many of the first epochs the rates of faults grow linearly, step
             by step, from none to those of `hardware`; 0 for the whole rates from the first step.
+        batch_norm: which passes BatchNorm's running statistics average: the `clean` ones, as long
+            as there are any, or `both`. While training every pass is normalized by its own batch.
+        fraction_lengths: by which those of features are found in a faulty pass: by its own `batch`,
+            faults included, as in the paper, or by a `clean` pass of the same images, which costs
+            one forward pass more. A device has them fixed.
         rates: by which rule the rate of the one fault model is chosen; None for that of `hardware`.
         crop_padding: largest shift of the random crop, 0 for none.
         flip: whether images are mirrored at random.
@@ -85,6 +91,8 @@ class TrainingConfig:
     gradient_clip: float = 5.0
     alpha_l: float = 0.5
     curriculum_epochs: int = 0
+    batch_norm: Literal["clean", "both"] = "clean"
+    fraction_lengths: Literal["batch", "clean"] = "batch"
     rates: RateTrials | None = None
     crop_padding: int = 4
     flip: bool = True
@@ -110,8 +118,20 @@ class TrainingConfig:
             raise ValueError(f"alpha_l is {self.alpha_l}; it lies in [0, 1]")
         if self.alpha_l > 0 and not self.hardware.faults:
             raise ValueError(f"alpha_l is {self.alpha_l}, but there are no faults; it must be 0")
+        self._check_choice("batch_norm", ("clean", "both"))
+        self._check_choice("fraction_lengths", ("batch", "clean"))
+        if self.fraction_lengths == "clean" and self.hardware.features is None:
+            raise ValueError(
+                "fraction_lengths is clean, but features are in float32: they have none"
+            )
         self._check_curriculum()
         self._check_rates()
+
+    def _check_choice(self, field: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, field) not in choices:
+            raise ValueError(
+                f"{field} is {getattr(self, field)!r}; choose from {', '.join(choices)}"
+            )
 
     def _check_curriculum(self) -> None:
         epochs = self.curriculum_epochs

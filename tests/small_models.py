@@ -13,6 +13,18 @@ class Linear(nn.Module):
         return nn.Dense(self.num_classes, name="classifier")(images.reshape(len(images), -1))
 
 
+class Normed(nn.Module):
+    """A classifier with BatchNorm."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(12, name="hidden")(images.reshape(len(images), -1))
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        return nn.Dense(self.num_classes, name="classifier")(x)
+
+
 class Hidden(nn.Module):
     """A classifier with features that fail."""
 

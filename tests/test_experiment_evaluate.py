@@ -184,6 +184,32 @@ def test_fraction_lengths_are_frozen_by_a_training_image(tmp_path, networks):
         _evaluate(tmp_path / "more", calibrate=2000, **given)
 
 
+def test_every_chip_takes_statistics_of_batch_norm_anew(tmp_path, networks):
+    folder = _train(tmp_path / "normed", "Normed")
+    given = {"run": [str(folder)], "faults": [FAULTS], "rates": ["0.3"], "chips": 4}
+    for name, count in (("anew", 64), ("trained", 0)):
+        assert _evaluate(tmp_path / name, recalibrate=count, **given) == 0
+        line = "every chip's own, by 64 training images" if count else "of the training"
+        page = (tmp_path / name / "README.md").read_text()
+        assert f"- statistics of BatchNorm: {line}\n" in page
+    run = trained.load(folder)
+    report = ft.campaign(
+        *(run.model, run.variables, run.test_set()),
+        faults=FAULTS,
+        rates=[0.3],
+        key=jax.random.key(0),
+        chips=4,
+        norm_images=run.training_images(64),
+    )
+    rows = _rows(tmp_path / "anew", "chips.csv")
+    assert [chip.correct for chip in report.outcomes[0].chips] == [int(r["correct"]) for r in rows]
+    assert rows != _rows(tmp_path / "trained", "chips.csv")
+    with pytest.raises(InputError, match="another network called normed"):
+        _evaluate(tmp_path / "anew", **given)
+    with pytest.raises(InputError, match=r"^second has no BatchNorm to recalibrate"):
+        _evaluate(tmp_path / "none", recalibrate=8, run=networks[1:], faults=["mibb"])
+
+
 def _command(workdir: Path, *arguments: str) -> list[str]:
     return [
         *(sys.executable, "-m", "experiments.evaluate", f"--workdir={workdir}"),

@@ -166,3 +166,77 @@ def test_a_defect_map_sticks_its_cells(chip, args, tmp_path):
     assert held[7] == 0
     assert abs(held[5]) >= np.abs(w).max() - step
     assert dataclasses.replace(own.hardware, faults=()) == sound
+
+
+BATCHES = tuple(scale * jax.random.normal(jax.random.key(7), (4, *IMAGE)) for scale in (0.5, 2.0))
+
+
+@pytest.fixture(scope="module")
+def frozen(chip, args):
+    sound = chip.with_hardware(ft.Hardware())
+    calls = [(args[0], images, CELLS) for images in BATCHES]
+    return ft.calibrate(sound, calls).with_hardware(chip.hardware)
+
+
+def seen_by(chip, variables, images, draw=ft.CLEAN):
+    """(as computed, as held, fraction length, maps) of every tensor."""
+
+    def run(variables, images):
+        return chip.observed(lambda _, held: tuple(held[:4]), variables, images, CELLS, draw=draw)[
+            1
+        ]
+
+    return jax.jit(run)(variables, images)
+
+
+def codes_of(x, length):
+    return np.round(np.asarray(x, np.float64) * 2.0 ** int(length))
+
+
+def test_frozen_lengths_are_the_largest_for_which_no_batch_overflows(chip, args, frozen):
+    seen = [seen_by(chip, args[0], images) for images in BATCHES]
+    features = {t.name for t in chip.sites(*args).tensors if t.kind != "weights"}
+    assert frozen.lengths.keys() == features
+    assert any("#2" in name for name in features)
+    for name, length in frozen.lengths.items():
+        own = np.concatenate([np.ravel(one[name][0]) for one in seen])
+        for finer, fits in ((0, True), (1, False)):
+            codes = codes_of(own, length + finer)
+            assert (codes.min() >= -128 and codes.max() <= 127) == fits, name
+
+
+def test_features_are_held_by_their_frozen_lengths(args, frozen):
+    """Images larger than any of the calibration saturate, and faults change nobody's length."""
+    models = frozen.hardware.models("features")
+    seen, saturated = seen_by(frozen, args[0], 4 * BATCHES[1], DRAW), 0
+    for name, length in frozen.lengths.items():
+        x, held, used, maps = seen[name]
+        assert int(used) == int(length)
+        codes = codes_of(x, length)
+        saturated += np.sum((codes < -128) | (codes > 127))
+        faulty = jnp.asarray(np.clip(codes, -128, 127).astype(np.int32))
+        faulty = ft.faults.apply_maps(faulty, models, maps, ft.FixedPoint(8))
+        np.testing.assert_array_equal(held, np.asarray(faulty) * 2.0 ** -int(length), err_msg=name)
+    assert saturated
+
+
+def test_lengths_that_are_those_of_the_batch_change_nothing(chip, args):
+    """Neither outputs nor gradients: what is frozen by a batch is what the batch itself has."""
+    variables, images = args[0], BATCHES[0]
+    sound = chip.with_hardware(ft.Hardware())
+    own = ft.calibrate(sound, [(variables, images, CELLS)])
+
+    def loss(chip):
+        run = functools.partial(chip.apply, images=images, architecture=CELLS)
+        return jax.jit(jax.value_and_grad(lambda variables: jnp.sum(jnp.sin(run(variables)))))
+
+    jax.tree.map(np.testing.assert_array_equal, loss(own)(variables), loss(sound)(variables))
+
+
+def test_lengths_that_cannot_be_frozen_are_refused(chip, args, frozen):
+    with pytest.raises(ValueError, match=r"a fraction length of 'typo', which is no feature"):
+        ft.on_hardware(chip.model, ft.Hardware(), lengths={"typo": jnp.int32(3)}).apply(*args)
+    with pytest.raises(ValueError, match=r"^to freeze fraction lengths, call the supernet with an"):
+        frozen.apply(*args[:2], args[2].to_array())
+    with pytest.raises(ValueError, match=r"calibrate again$"):
+        frozen.with_hardware(ft.Hardware(features=ft.FixedPoint(4)))

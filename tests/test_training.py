@@ -21,6 +21,7 @@ from ftnas_jax.augment import normalize, random_crop, random_flip
 from ftnas_jax.checkpoints import Checkpoints
 from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.fixed_point import FixedPoint
+from ftnas_jax.graph.calibration import calibrate
 from ftnas_jax.nn.hardware import CLEAN, Draw, Hardware
 from ftnas_jax.space import Space
 from ftnas_jax.supernet import Network, NetworkConfig
@@ -48,6 +49,17 @@ class Tiny(nn.Module):
         x = nn.Conv(4, (3, 3), use_bias=False, name="conv")(images)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
         return nn.Dense(self.classes, name="classifier")(x.reshape(len(x), -1))
+
+
+class Deep(nn.Module):
+    """A second convolution, whose features are made of faulty ones."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(4, (3, 3), use_bias=False, name="first")(images)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        x = nn.relu(nn.Conv(4, (3, 3), name="second")(x))
+        return nn.Dense(CLASSES, name="classifier")(x.reshape(len(x), -1))
 
 
 def hardware(*faults) -> Hardware:
@@ -235,6 +247,50 @@ def test_with_alpha_l_of_one_statistics_are_those_of_faulty_passes(job, initial)
     chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-4, atol=1e-6)
 
 
+def test_statistics_of_both_passes_are_their_mean(job, initial):
+    both = Training(changed(batch_norm="both"), Tiny(), DATA)
+    state = both.train(copy(initial), 0, 0, 1)
+    x, labels, pass_key = batch(job, 0, 0)
+    runs = [jax.jit(partial(one_pass, job.chip, f, *initial[:2], x, labels)) for f in (False, True)]
+    own = [run(fault_key(pass_key, bool(f)))[1][1] for f, run in enumerate(runs)]
+    mean = jax.tree.map(lambda a, b: (np.float64(a) + np.float64(b)) / 2, *own)
+    chex.assert_trees_all_close(state.batch_stats, mean, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(*map(_flat, own), rtol=1e-3)
+
+
+SOUND_LENGTHS = changed(fraction_lengths="clean", hardware=hardware(MiBB(0.3)))
+
+
+def test_faulty_passes_with_fraction_lengths_of_the_clean_one():
+    """Against a chip whose lengths were frozen by the same images; also in loops."""
+    own = Training(SOUND_LENGTHS, Deep(), DATA)
+    initial = own.init()
+    state = own.train(copy(initial), 0, 0, 1)
+    x, labels, pass_key = batch(own, 0, 0)
+    call, options = (initial.variables, x), {"train": True, "mutable": ["batch_stats"]}
+    chips = (own.chip, calibrate(own.chip, [call], **options))
+    losses = []
+    for chip in chips:
+        run = jax.jit(partial(one_pass, chip, True, *initial[:2], x, labels))
+        losses.append(float(run(fault_key(pass_key, True))[0]))
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+    np.testing.assert_allclose(state.totals["train/loss_faulty"], losses[1], rtol=1e-4)
+    loops = Looping(SOUND_LENGTHS, Deep(), DATA)
+    chex.assert_trees_all_close(loops.train(loops.init(), 0, 0, 1), state, rtol=1e-4, atol=1e-6)
+
+
+def test_accuracies_of_tests_have_the_same_fraction_lengths():
+    job = Training(SOUND_LENGTHS, Deep(), DATA)
+    initial = job.init()
+    state = job.test(copy(initial), 1, 0, 1)
+    x = normalize(DATA.test_images[:BATCH], DATA.mean, DATA.std)
+    chip = calibrate(job.chip, [(initial.variables, x)], train=False)
+    draw = Draw(jax.random.fold_in(job._root, training_module._TEST), True, 0)
+    logits = jax.jit(lambda v: chip.apply(v, x, draw=draw))(initial.variables)
+    right = np.sum(np.argmax(np.asarray(logits), -1) == np.asarray(DATA.test_labels[:BATCH]))
+    assert int(state.totals["test/accuracy_faulty"]) == int(right)
+
+
 class Looping(Training):
     """As on a GPU or TPU: the steps of a call, and the passes of a step, in loops."""
 
@@ -334,7 +390,7 @@ def test_faults_of_a_curriculum_are_those_of_the_rate_at_hand(job, initial):
         np.testing.assert_allclose(totals["train/loss_faulty"], loss, rtol=1e-4)
 
 
-def test_a_network_of_the_search_space_has_a_curriculum_too():
+def test_a_network_of_the_search_space_has_all_of_it_too():
     space = Space(nodes=3, primitives=("none", "conv_1x1", "sep_conv_3x3"))
     cells = "normal=[('sep_conv_3x3', 0, 2), ('conv_1x1', 1, 2)], "
     architecture = space.parse(cells + cells.replace("normal", "reduction").strip(", "))
@@ -342,7 +398,9 @@ def test_a_network_of_the_search_space_has_a_curriculum_too():
         CLASSES, 4, cells=1, reductions=(), batch_norm="running", affine=True, pool_norm=False
     )
     network = Network(shape, space, Hardware(None, None), architecture)
-    job = Training(changed(curriculum_epochs=1, hardware=hardware(STUCK, BIASED)), network, DATA)
+    config = changed(curriculum_epochs=1, fraction_lengths="clean", batch_norm="both")
+    config = dataclasses.replace(config, hardware=hardware(STUCK, BIASED))
+    job = Training(config, network, DATA)
     state = jax.eval_shape(lambda state: job.train(state, 0, 0, 1), job.shapes())
     assert jax.tree.leaves(state.batch_stats)
 
@@ -473,6 +531,8 @@ def test_a_row_has_the_means_of_an_epoch(job, after):
         ("drops", (0.8, 0.4)),
         ("drops", (0.0,)),
         ("drops", (1.0,)),
+        ("batch_norm", "batch"),
+        ("fraction_lengths", "both"),
         ("curriculum_epochs", -1),
         ("curriculum_epochs", 6),
     ],
@@ -486,6 +546,8 @@ def test_a_value_out_of_range_is_named(field, value):
 def test_faults_that_are_needed_are_asked_for():
     with pytest.raises(ValueError, match=r"alpha_l is 0\.3, but there are no faults"):
         changed(hardware=hardware())
+    with pytest.raises(ValueError, match=r"fraction_lengths is clean, but features are in float32"):
+        changed(hardware=Hardware(features=None, faults=(STUCK,)), fraction_lengths="clean")
     with pytest.raises(ValueError, match="curriculum_epochs: with an alpha_l of 0"):
         changed(alpha_l=0.0, curriculum_epochs=1)
     with pytest.raises(ValueError, match="curriculum_epochs: stuck_at: p0 and p1 are 0"):

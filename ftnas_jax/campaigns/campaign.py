@@ -322,6 +322,7 @@ def campaign(
     name: str = "network",
     arguments: tuple[Any, ...] = (),
     keywords: Mapping[str, Any] | None = None,
+    norm_images: Any = None,
     **options: Any,
 ) -> Report:
     """How much accuracy a network loses under faults, over many chips.
@@ -336,6 +337,8 @@ def campaign(
         name: of the network, in tables.
         arguments: of a call of the model, behind the images.
         keywords: of a call of the model.
+        norm_images: by which every chip takes statistics of BatchNorm anew, as the model takes
+            them, [N, ...]; None where it has those among the variables.
         **options: as `compare` has them.
 
     Raises:
@@ -344,7 +347,11 @@ def campaign(
     """
     models = as_models(faults)
     subject = as_subject(
-        model, variables, Hardware(faults=models), name=name, arguments=arguments, keywords=keywords
+        *(model, variables, Hardware(faults=models)),
+        name=name,
+        arguments=arguments,
+        keywords=keywords,
+        norm_images=norm_images,
     )
     return compare([subject], test_set, faults=models, key=key, **options)
 

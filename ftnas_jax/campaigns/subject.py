@@ -12,11 +12,16 @@ from flax import nnx
 
 from ftnas_jax.faults import FaultModel
 from ftnas_jax.graph.model import NNXOnHardware, on_hardware
+from ftnas_jax.graph.recalibration import check_statistics, recalibrate
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import Draw, Hardware
 
 NO_CLASS = -1
 """The class of an image of which a logit is NaN."""
+
+_NORM_IMAGES = 2**30
+"""Number of the first image by which statistics of BatchNorm are taken: that of no test image, so
+that faults which are drawn for every image are others."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +34,8 @@ class Subject:
         variables: arrays of the model, weights among them; of an nnx module its state.
         arguments: of a call of the model, behind the images.
         keywords: of a call of the model.
+        norm_images: by which every chip takes statistics of BatchNorm anew, [N, ...]; None where
+            it has those among the variables. See `ftnas_jax.graph.recalibration`.
     """
 
     name: str
@@ -36,6 +43,7 @@ class Subject:
     variables: Any
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    norm_images: np.ndarray | None = None
 
     @property
     def hardware(self) -> Hardware:
@@ -63,7 +71,12 @@ class Subject:
         Raises:
             ValueError: the model does not return logits [B, classes].
         """
-        chip, args = self.on(faults), (variables, images, *self.arguments)
+        chip = self.on(faults)
+        if self.norm_images is not None:
+            own = (self.norm_images, *self.arguments)
+            met = draw._replace(first=_NORM_IMAGES)
+            variables = recalibrate(chip, variables, *own, draw=met, **self.keywords)
+        args = (variables, images, *self.arguments)
         if isinstance(chip, NNXOnHardware):
             model = nnx.merge(nnx.graphdef(self.chip.model), variables)
             chip, args = dataclasses.replace(chip, model=model), args[1:]
@@ -95,6 +108,8 @@ class Subject:
         digest = hashlib.sha256(repr(own).encode())
         lengths = getattr(self.chip, "lengths", {})
         digest.update(repr(jax.tree.map(lambda a: np.asarray(a).tolist(), dict(lengths))).encode())
+        if self.norm_images is not None:
+            digest.update(_told(self.norm_images).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
             leaf = np.ascontiguousarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
@@ -120,6 +135,7 @@ def as_subject(
     name: str = "network",
     arguments: tuple[Any, ...] = (),
     keywords: Mapping[str, Any] | None = None,
+    norm_images: np.ndarray | None = None,
 ) -> Subject:
     """A subject from a model, or from one that is on hardware already.
 
@@ -131,9 +147,12 @@ def as_subject(
         name: in tables and pictures.
         arguments: of a call, behind the images.
         keywords: of a call.
+        norm_images: by which every chip takes statistics of BatchNorm anew, or None; of a linen
+            module only.
 
     Raises:
-        ValueError: there are no variables, or some for an nnx module.
+        ValueError: there are no variables, or some for an nnx module; or no statistics of BatchNorm
+            that could be taken anew.
     """
     chip = model if hasattr(model, "with_hardware") else on_hardware(model, hardware)
     module = isinstance(chip, NNXOnHardware)
@@ -145,4 +164,7 @@ def as_subject(
         )
     state = nnx.state(chip.model) if module else variables
     known = jax.tree.map(np.asarray, jax.device_get(state))
-    return Subject(name, chip, known, arguments, dict(keywords or {}))
+    if norm_images is not None:
+        check_statistics(known, name)
+        norm_images = np.asarray(norm_images, np.float32)
+    return Subject(name, chip, known, arguments, dict(keywords or {}), norm_images)

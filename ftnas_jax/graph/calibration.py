@@ -1,4 +1,4 @@
-"""Fraction lengths of features frozen for deployment, from a few batches.
+"""Fraction lengths of features on sound hardware: of a call, or frozen for deployment.
 
     chip = ft.calibrate(chip, [(variables, images) for images in batches])
     ft.save_lengths("lengths.json", chip.lengths)
@@ -25,6 +25,22 @@ from ftnas_jax.nn.hardware import Hardware
 Chip = TypeVar("Chip")
 
 
+def sound_lengths(chip: Any, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+    """The fraction lengths that features have in a call on sound hardware, by the tensor's name.
+
+    Args:
+        chip: from `ftnas_jax.graph.model.on_hardware`, whose lengths follow the batch.
+        *args: of the call.
+        **kwargs: of the call.
+    """
+
+    def length(tensor: Tensor, held: Held) -> jax.Array | None:
+        return None if tensor.kind == "weights" else held.length
+
+    seen = chip.observed(length, *args, **kwargs)[1]
+    return {name: own for name, own in seen.items() if own is not None}
+
+
 def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Chip:
     """A model on hardware with frozen fraction lengths.
 
@@ -37,11 +53,9 @@ def calibrate(chip: Chip, calls: Iterable[tuple[Any, ...]], **kwargs: Any) -> Ch
         The same with `lengths` of all its features.
 
     Raises:
-        ValueError: there is no call, features are in float32, weights or features are not
-            finite, or the model is a `Network`, whose fraction lengths follow the batch.
+        ValueError: there is no call, features are in float32, or weights or features are not
+            finite.
     """
-    if not hasattr(chip, "lengths"):
-        raise ValueError("a Network's fraction lengths follow the batch; they cannot be frozen")
     free: Any = dataclasses.replace(chip, lengths={})  # pyright: ignore[reportArgumentType]
     if free.hardware.features is None:
         raise ValueError("features are in float32: they have no fraction lengths to calibrate")

@@ -14,7 +14,7 @@ of features that have them along another, the faults of an image depend on the b
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Self, get_args
 
@@ -26,14 +26,13 @@ from flax import nnx
 from ftnas_jax.faults import Site, check_layers
 from ftnas_jax.graph.analysis import CONSTANT, DATA, PARAMETER, Planner
 from ftnas_jax.graph.graph import Graph, trace
+from ftnas_jax.graph.lengths import Lengths, check_format, check_names
 from ftnas_jax.graph.network import NetworkOnHardware
 from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.graph.run import Observe, Observed, Run
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import CLEAN, SITES, Draw, Hardware
 from ftnas_jax.supernet import Network
-
-Lengths = Mapping[str, jax.Array]
 
 
 class Call(NamedTuple):
@@ -93,11 +92,7 @@ class _OnHardware:
         Raises:
             ValueError: the lengths were frozen for another format of features.
         """
-        if self.lengths and hardware.features != self.hardware.features:
-            raise ValueError(
-                f"fraction lengths were frozen for {self.hardware.features}, not for "
-                f"{hardware.features}; calibrate again"
-            )
+        check_format(self.lengths, self.hardware.features, hardware.features)
         return dataclasses.replace(self, hardware=hardware)
 
     def sites(self, *args: Any, **kwargs: Any) -> Sites:
@@ -122,7 +117,7 @@ class _OnHardware:
         plan = planner.plan(graph, origins, names + [""] * len(data))
         tensors = sorted(plan.all_tensors(), key=planner.place)
         _check(self.hardware, tensors)
-        _check_lengths(self.lengths, tensors)
+        check_names(self.lengths, (t.name for t in tensors if t.kind != "weights"))
         floats = tuple(name for name in names if name and name not in planner.used)
         fixed = tuple(dict.fromkeys(planner.fixed))
         return _Planned(graph, plan, tuple(tensors), floats, fixed, outputs, data)
@@ -212,8 +207,7 @@ def on_hardware(
 
     Args:
         model: a Flax linen module, an nnx module, or a function `(parameters, *arguments)`. A
-            `ftnas_jax.Network` computes on this hardware itself, and has neither `ignore` nor
-            `lengths`.
+            `ftnas_jax.Network` computes on this hardware itself, and has no `ignore`.
         hardware: number formats and faults.
         ignore: patterns of paths, joined by `|`, of parameters that stay in float32 though they
             multiply features element by element.
@@ -227,12 +221,12 @@ def on_hardware(
 
     Raises:
         TypeError: the model is none of these.
-        ValueError: a `Network` is given `ignore` or `lengths`.
+        ValueError: a `Network` is given `ignore`.
     """
     if isinstance(model, Network):
-        if ignore or lengths:
-            raise ValueError("a Network computes on hardware itself: it takes no ignore or lengths")
-        return NetworkOnHardware(model, hardware)
+        if ignore:
+            raise ValueError("a Network computes on hardware itself: it takes no ignore")
+        return NetworkOnHardware(model, hardware, dict(lengths or {}))
     if isinstance(model, nn.Module):
         kind = LinenOnHardware
     elif isinstance(model, nnx.Module):
@@ -278,16 +272,6 @@ def _check(hardware: Hardware, tensors: list[Tensor]) -> None:
     faulty = [tensor for tensor in tensors if tensor.faulty]
     paths = {s: [t.path for t in faulty if s in SITES[t.kind]] for s in get_args(Site)}
     check_layers(hardware.faults, paths)
-
-
-def _check_lengths(lengths: Lengths, tensors: list[Tensor]) -> None:
-    """Raise ValueError where a frozen fraction length is not of the model's features."""
-    names = {tensor.name for tensor in tensors if tensor.kind != "weights"}
-    for name in lengths:
-        if name not in names:
-            raise ValueError(
-                f"there is a fraction length of {name!r}, which is no feature tensor of this model"
-            )
 
 
 def path_name(path: tuple[Any, ...]) -> str:

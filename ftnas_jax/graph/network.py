@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ftnas_jax.graph.lengths import Lengths, check_format, check_names
 from ftnas_jax.graph.plan import Tensor
 from ftnas_jax.graph.run import Held, Observe, Observed, own_length
 from ftnas_jax.graph.sites import Sites
@@ -29,10 +30,12 @@ class NetworkOnHardware:
     Attributes:
         model: the network; its own hardware has no say.
         hardware: number formats and faults.
+        lengths: frozen fraction lengths of features, by the tensor's name.
     """
 
     model: Network
     hardware: Hardware
+    lengths: Lengths = dataclasses.field(default_factory=dict, hash=False)
 
     def apply(self, variables: Any, *args: Any, draw: Draw = CLEAN, **kwargs: Any) -> Any:
         """As the network's own `apply`; `draw` says which faults this pass has."""
@@ -48,22 +51,26 @@ class NetworkOnHardware:
         """
         if observe is None:
             return self.apply(*args, draw=draw, **kwargs), {}
-        given = (*args[2:], *kwargs.values())
-        if self.model.architecture is None and not any(isinstance(a, Architecture) for a in given):
-            raise ValueError("to list what fails, call the supernet with an Architecture")
+        self._check_known("to list what fails", args[2:], kwargs)
         seen: Observed = {}
 
         def watch(name: str, path: str, kind: Kind, macs: int, x: Any, held: Any, maps: Maps):
-            count = sum(known.partition("#")[0] == name for known in seen)
-            unique = f"{name}#{count + 1}" if count else name
+            unique = _unique(name, seen)
             tensor = Tensor(unique, path, kind, macs, x.shape, path != "input")
-            seen[unique] = observe(tensor, self._held(kind, x, held, maps))
+            length = self.lengths.get(unique)
+            length = own_length(self.hardware, kind, x) if length is None else length
+            seen[unique] = observe(tensor, self._held(kind, x, held, length, maps))
 
         watched = dataclasses.replace(self.hardware, watch=watch)
         return self._on(watched)(*args, draw=draw, **kwargs), seen
 
     def with_hardware(self, hardware: Hardware) -> "NetworkOnHardware":
-        """The same network on other hardware."""
+        """The same network, with the same frozen fraction lengths, on other hardware.
+
+        Raises:
+            ValueError: the lengths were frozen for another format of features.
+        """
+        check_format(self.lengths, self.hardware.features, hardware.features)
         return dataclasses.replace(self, hardware=hardware)
 
     def sites(self, variables: Any, *args: Any, **kwargs: Any) -> Sites:
@@ -79,19 +86,55 @@ class NetworkOnHardware:
         return Sites(tuple(found))
 
     def _on(self, hardware: Hardware) -> Callable[..., Any]:
-        apply = self.model.clone(hardware=hardware).apply
-
         def run(variables, images, architecture=None, *, draw: Draw, **kwargs):
-            return apply(variables, images, architecture, draw, **kwargs)
+            asked = _Asked(self.lengths)
+            if self.lengths:
+                self._check_known("to freeze fraction lengths", (architecture,), {})
+            own = dataclasses.replace(hardware, frozen=asked if self.lengths else None)
+            network = self.model.clone(hardware=own)
+            outputs = network.apply(variables, images, architecture, draw, **kwargs)
+            if self.lengths:
+                check_names(self.lengths, asked.names)
+            return outputs
 
         return run
 
-    def _held(self, kind: Kind, x: jax.Array, held: jax.Array, maps: Maps) -> Held:
+    def _check_known(self, purpose: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise ValueError where a supernet is called with an architecture that is traced."""
+        given = (*args, *kwargs.values())
+        if self.model.architecture is None and not any(isinstance(a, Architecture) for a in given):
+            raise ValueError(f"{purpose}, call the supernet with an Architecture")
+
+    def _held(self, kind: Kind, x: jax.Array, held: jax.Array, length: Any, maps: Maps) -> Held:
         """With the maps of those faults alone that a tensor of its kind has."""
         if maps is not None:
             pairs = zip(self.hardware.models(kind), maps, strict=True)
             maps = tuple(own if model.site in SITES[kind] else None for model, own in pairs)
-        return Held(x, held, own_length(self.hardware, kind, x), maps, maps)
+        return Held(x, held, length, maps, maps)
+
+
+class _Asked:
+    """Frozen fraction lengths for a network that asks for them, tensor by tensor.
+
+    Attributes:
+        names: for which it has asked.
+    """
+
+    def __init__(self, lengths: Lengths):
+        self._lengths = lengths
+        self.names: set[str] = set()
+
+    def __call__(self, name: str) -> jax.Array | None:
+        """That of the next tensor with this name."""
+        unique = _unique(name, self.names)
+        self.names.add(unique)
+        return self._lengths.get(unique)
+
+
+def _unique(name: str, known: Collection[str]) -> str:
+    """The name of a tensor: two equal connections of a cell have features of their own."""
+    count = sum(other.partition("#")[0] == name for other in known)
+    return f"{name}#{count + 1}" if count else name
 
 
 _ON_EDGE = re.compile(r"(cell\d+)/edge(\d+)-(\d+)/(\w+)/(.+)")

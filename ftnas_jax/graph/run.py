@@ -1,7 +1,7 @@
 """A planned graph on hardware: weights held, features written, both with their faults."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from ftnas_jax.faults import DefectMap
 from ftnas_jax.fixed_point import fraction_length
 from ftnas_jax.graph.convolutions import is_ours, run_convolution
 from ftnas_jax.graph.graph import Graph, Node, Value, evaluate
+from ftnas_jax.graph.lengths import Lengths
 from ftnas_jax.graph.plan import Plan, Tensor
 from ftnas_jax.nn.hardware import (
     Draw,
@@ -57,15 +58,14 @@ class Run:
     Attributes:
         hardware: number formats and faults.
         batch: number of images in the pass, or None where there is no batch.
-        lengths: fraction lengths of features by the tensor's name; those that are not there follow
-            the features at hand.
+        lengths: frozen ones of features.
         observe: what to keep of every tensor, or None.
         turns: at which turn the loops around a body are, from the outermost.
     """
 
     hardware: Hardware
     batch: int | None
-    lengths: Mapping[str, jax.Array]
+    lengths: Lengths
     observe: Observe | None
     turns: tuple[jax.Array, ...] = ()
 

@@ -166,8 +166,8 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
         if len(summands) == FAN_IN:
             total = sum(summands[1:], summands[0])
             faults = spec.draw_node(draw, len(nodes), total.shape)
-            written = write_features(total, spec.hardware, faults)
             node = f"{spec.path}/node{len(nodes)}"
+            written = write_features(total, spec.hardware, faults, spec.hardware.length(node))
             spec.hardware.note(node, node, "stored", 0, total, written, faults)
             nodes.append(written)
             summands = []

@@ -47,6 +47,14 @@ class Watch(Protocol):
         ...
 
 
+class Frozen(Protocol):
+    """Who knows the fraction lengths of features that are frozen."""
+
+    def __call__(self, name: str) -> jax.Array | None:
+        """That of the tensor of a name, int32; None for one that follows the batch."""
+        ...
+
+
 Kind = Literal["weights", "features", "computed", "stored"]
 """What a tensor is to the hardware: weights; features that logic computes and a buffer stores;
 features that are computed but not stored before more is done to them; or features that are only
@@ -75,6 +83,8 @@ class Hardware:
             statistics of BatchNorm are those of the whole batch.
         watch: told of every tensor of a network of one architecture while it is traced; see
             `Watch`. Such a network has no gradient.
+        frozen: asked once for every tensor of features of a network of one architecture while it is
+            traced, in order; None where fraction lengths follow the batch.
 
     Raises:
         ValueError: faults act on codes, and those that a model needs are not there.
@@ -86,6 +96,7 @@ class Hardware:
     gradients: Literal["straight_through", "masked"] = "straight_through"
     batch_axis: Axis = None
     watch: "Watch | None" = dataclasses.field(default=None, compare=False, repr=False)
+    frozen: "Frozen | None" = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if isinstance(self.faults, FaultModel):
@@ -119,6 +130,10 @@ class Hardware:
         """Tell `watch`, if anyone watches."""
         if self.watch is not None:
             self.watch(name, path, kind, macs, x, held, maps)
+
+    def length(self, name: str) -> jax.Array | None:
+        """The frozen fraction length of features, None where it follows the batch."""
+        return None if self.frozen is None else self.frozen(name)
 
     def models(self, kind: Kind) -> tuple[FaultModel, ...]:
         """The models that act on weights, or on features: those of logic, then of the buffer."""

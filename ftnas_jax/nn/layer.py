@@ -238,11 +238,12 @@ def write(
     moments: Moments,
     hardware: Hardware,
     maps: Maps,
+    length: jax.Array | None = None,
 ) -> Features:
     """A layer's features as the hardware holds them: normalized, quantized, with their faults.
 
-    The fraction length is that of `ftnas_jax.fixed_point.fraction_length`, except that a channel
-    has no say in it once any of its features is not finite.
+    The fraction length that follows the batch is that of `ftnas_jax.fixed_point.fraction_length`,
+    except that a channel has no say in it once any of its features is not finite.
 
     Args:
         f: float32 [B, h, w, C].
@@ -250,13 +251,15 @@ def write(
         moments: their range.
         hardware: number formats and faults.
         maps: faults of the features, or None.
+        length: the frozen fraction length, int32; None for that of the batch.
     """
     fmt = hardware.features
     if fmt is None:
         return Features(norm(f), jnp.float32(1))
-    ends = jnp.stack([norm(end[None, None, None]) for end in (moments.high, moments.low)])
-    ends = jnp.where(jnp.isfinite(ends), ends, 0.0)
-    length = length_for_range(jnp.max(ends, initial=0.0), jnp.min(ends, initial=0.0), fmt)
+    if length is None:
+        ends = jnp.stack([norm(end[None, None, None]) for end in (moments.high, moments.low)])
+        ends = jnp.where(jnp.isfinite(ends), ends, 0.0)
+        length = length_for_range(jnp.max(ends, initial=0.0), jnp.min(ends, initial=0.0), fmt)
     return _stored(norm(f), length, hardware, fmt, maps)
 
 

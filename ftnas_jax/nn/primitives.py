@@ -266,7 +266,7 @@ def apply_primitive(
         stride: 1 or 2.
         hardware: number formats and faults.
         pool_norm: whether a BatchNorm stands behind pooling.
-        path: of the operation, for those who watch the hardware.
+        path: of the operation, for those who watch the hardware or freeze fraction lengths.
 
     Returns:
         Features [B, H/stride, W/stride, C_out], again representable, and the BatchNorms'
@@ -285,11 +285,13 @@ def apply_primitive(
         settings = _Settings(layer, width, hardware)
         scale = _vector(params, own.scale, 1.0, width)
         offset = _vector(params, own.offset, 0.0, width)
-        arguments = (settings, x, kernel, scale, offset, slot, maps.site(site, width))
+        tensor = f"{path}/{site}"
+        length, own_maps = hardware.length(tensor), maps.site(site, width)
+        arguments = (settings, x, kernel, scale, offset, slot, length, own_maps)
         if hardware.watch is None:
             outputs: Any = _layer(*arguments)
         else:
-            outputs = _watched_layer(f"{path}/{site}", path, *arguments)
+            outputs = _watched_layer(tensor, path, *arguments)
         x, used = outputs
         statistics += [used] if layer.norm else []
         widest = max(widest, width)
@@ -335,12 +337,12 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer(settings: _Settings, x, kernel, scale, offset, running, maps):
+def _layer(settings: _Settings, x, kernel, scale, offset, running, length, maps):
     """One layer on x [B, H, W, C]; returns features and the statistics of its BatchNorm."""
-    return _layer_forward(settings, x, kernel, scale, offset, running, maps)[0]
+    return _layer_forward(settings, x, kernel, scale, offset, running, length, maps)[0]
 
 
-def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, maps):
+def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, length, maps):
     hardware = settings.hardware
     window = settings.layer.window.window(settings.width)
     held = Features(x, jnp.float32(1))
@@ -353,7 +355,7 @@ def _layer_forward(settings: _Settings, x, kernel, scale, offset, running, maps)
     f, own = run_window(window, kernel, held, floor, hardware.operands, store, empty)
     moments = over_devices(own, hardware.batch_axis)
     norm = normalization(moments, running, scale, offset, settings.layer.norm)
-    y = write(f, norm, moments, hardware, maps)
+    y = write(f, norm, moments, hardware, maps, length)
     statistics = jnp.stack([norm.mean, moments.variance if running is None else running[1]])
     masked = masked_positions(hardware, "features", maps)
     return (y.values, statistics), (x, kernel, f, norm, masked)
@@ -385,7 +387,7 @@ def _layer_backward(settings: _Settings, residuals, cotangents):
         norm,
         settings.hardware.batch_axis,
     )
-    return *gradients, None, None
+    return *gradients, None, None, None
 
 
 _layer.defvjp(_layer_forward, _layer_backward)
