@@ -60,11 +60,13 @@ def recalibrate(
 
     from_both = jax.vmap(after)(jax.tree.map(starts, variables[_STATISTICS]))
 
-    def solve(pair: jax.Array) -> jax.Array:
-        momentum = pair[1] - pair[0]
-        return pair[0] / (1 - momentum)
+    def solve(pair: jax.Array, given: jax.Array) -> jax.Array:
+        moved = 1 - (pair[1] - pair[0])
+        # What no pass moves, as of operations that an architecture leaves out, stays as it is.
+        return jnp.where(moved == 0, given, pair[0] / jnp.where(moved == 0, 1, moved))
 
-    return {**variables, _STATISTICS: jax.tree.map(solve, from_both)}
+    found = jax.tree.map(solve, from_both, variables[_STATISTICS])
+    return {**variables, _STATISTICS: found}
 
 
 def check_statistics(variables: Any, name: str = "the model") -> None:

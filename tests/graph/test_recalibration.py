@@ -88,7 +88,7 @@ def test_networks_of_the_search_space_are_recalibrated():
     space = ft.Space(3, ("none", "conv_1x1", "sep_conv_3x3"))
     cell = "[('sep_conv_3x3', 0, 2), ('conv_1x1', 1, 2)]"
     architecture = space.parse(f"normal={cell}, reduction={cell}")
-    shape = ft.NetworkConfig(3, 4, cells=1, reductions=(), batch_norm="running", affine=True)
+    shape = ft.NetworkConfig(3, 4, 1, (), dropout=0.0, batch_norm="running", affine=True)
     network = ft.Network(shape, space, ft.Hardware(), architecture)
     images = array(8, 8, 8, 3)
     variables = jax.jit(network.init)(jax.random.key(0), images)
@@ -97,6 +97,7 @@ def test_networks_of_the_search_space_are_recalibrated():
     own = jax.jit(functools.partial(ft.recalibrate, chip, draw=draw))(variables, images)
     options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(0)}}
     by_batch = jax.jit(lambda v: chip.apply(v, images, draw=draw, **options)[0])(variables)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(own))
     by_own = jax.jit(lambda v: chip.apply(v, images, draw=draw))(own)
     np.testing.assert_allclose(by_own, by_batch, rtol=1e-3, atol=1e-3)
 
