@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
             "batch_size": 128,
             "p_m": "3e-4,1e-4,3e-5",  # tried in turn by Table 4's trainings; one is taken as it is
             "trial_epochs": 10,  # of each of several
+            "norm_passes": "clean",  # as in configs/train_defaults.py, like the next
+            "fraction_lengths": "batch",
+            "calibrate": 0,  # as in python -m experiments.evaluate --help, like the next
+            "recalibrate": 0,
             "search": {"epochs": 100, "channels": 20, "batch_size": 64},
             "chips": 64,  # of each network at each rate
             "images": 0,  # the first so many test images; 0 for all

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
             "faults": "mibb:p_m=1e-4",
             "gradients": "straight_through",  # or masked, where a fault hits (§5.1)
             "curriculum_epochs": 0,  # over which the rates of faults grow linearly; 0 for none
-            "batch_norm": "clean",  # passes that its running statistics average, or both
+            "norm_passes": "clean",  # that running statistics of BatchNorm average; or both
             "fraction_lengths": "batch",  # of features in faulty passes; or clean
             "rates": {  # the paper's rule for the rate of the one fault model (§5.2)
                 "tried": "",  # in turn, as in "3e-4,1e-4,3e-5"; empty for the rate in `faults`

@@ -33,7 +33,7 @@ def training_config(config: Mapping[str, Any]) -> TrainingConfig:
         raise InputError(f"checkpoint_minutes is {config['checkpoint_minutes']}, not above 0")
     platform = hardware(config)
     names = ("seed", "epochs", "batch_size", "curriculum_epochs", "test_every")
-    names += ("batch_norm", "fraction_lengths")
+    names += ("norm_passes", "fraction_lengths")
     with as_input_error():
         return TrainingConfig(
             hardware=platform,

@@ -352,7 +352,7 @@ class Training:
 
         Averages are linear: the mean of both is the running average of their mean.
         """
-        return of_passes[0] if self.config.batch_norm == "clean" else jnp.mean(of_passes, 0)
+        return of_passes[0] if self.config.norm_passes == "clean" else jnp.mean(of_passes, 0)
 
     def _over(self, passes: Sequence[tuple[bool, float]], add_pass, zero):
         """`lax.scan` over passes, in whichever way is fast."""

@@ -64,7 +64,7 @@ class TrainingConfig:
         alpha_l: weight of the faulty loss (Eq. 13); 0 trains without faults.
         curriculum_epochs: over how many of the first epochs the rates of faults grow linearly, step
             by step, from none to those of `hardware`; 0 for the whole rates from the first step.
-        batch_norm: which passes BatchNorm's running statistics average: the `clean` ones, as long
+        norm_passes: which passes BatchNorm's running statistics average: the `clean` ones, as long
             as there are any, or `both`. While training every pass is normalized by its own batch.
         fraction_lengths: by which those of features are found in a faulty pass: by its own `batch`,
             faults included, as in the paper, or by a `clean` pass of the same images, which costs
@@ -91,7 +91,7 @@ class TrainingConfig:
     gradient_clip: float = 5.0
     alpha_l: float = 0.5
     curriculum_epochs: int = 0
-    batch_norm: Literal["clean", "both"] = "clean"
+    norm_passes: Literal["clean", "both"] = "clean"
     fraction_lengths: Literal["batch", "clean"] = "batch"
     rates: RateTrials | None = None
     crop_padding: int = 4
@@ -118,7 +118,7 @@ class TrainingConfig:
             raise ValueError(f"alpha_l is {self.alpha_l}; it lies in [0, 1]")
         if self.alpha_l > 0 and not self.hardware.faults:
             raise ValueError(f"alpha_l is {self.alpha_l}, but there are no faults; it must be 0")
-        self._check_choice("batch_norm", ("clean", "both"))
+        self._check_choice("norm_passes", ("clean", "both"))
         self._check_choice("fraction_lengths", ("batch", "clean"))
         if self.fraction_lengths == "clean" and self.hardware.features is None:
             raise ValueError(

@@ -281,6 +281,9 @@ def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
         ("trial_epochs", 0, "scale.trial_epochs is 0; it is at least 1"),
         ("width", 0.0, "scale.width is 0.0; it is above 0"),
         ("images", -5, "scale.images is -5; it counts images, 0 for all"),
+        ("calibrate", -1, "scale.calibrate is -1; it counts images, 0 for none"),
+        ("norm_passes", "all", "norm_passes is 'all'; choose from clean, both"),
+        ("fraction_lengths", "", "fraction_lengths is ''; choose from batch, clean"),
         ("p_m", "3e-4,abc", "scale.p_m is '3e-4,abc': mibb: p_m is 'abc', not a number"),
         ("p_m", "2", "scale.p_m is '2': mibb: p_m is 2.0; a rate lies in [0, 1]"),
         ("epochs", 1.5, "epochs is 1.5; it takes a value like 100"),
@@ -292,8 +295,25 @@ def test_a_scale_that_no_run_can_have_is_refused(field, value, message):
     assert str(told.value) == message
 
 
+def test_choices_other_than_the_papers_reach_the_runs_and_are_said(tmp_path):
+    fields = {"norm_passes": "both", "fraction_lengths": "clean", "calibrate": 64}
+    plan = Plan(scale(**fields, recalibrate=32), tmp_path)
+    config = config_of(plan.training(SMALL.rows[0], 0))
+    assert {name: config.get(name) for name in fields} == fields | {"calibrate": None}
+    own = flags(plan.campaign(SMALL.rows[0], SMALL.sweeps[0], 0))
+    assert (own["calibrate"], own["recalibrate"]) == ("64", "32")
+    said = (
+        "running statistics of BatchNorm average both passes",
+        "in trainings fraction lengths of faulty passes are those of clean ones",
+        "in campaigns fraction lengths are frozen by 64 images",
+        "every chip takes statistics of BatchNorm anew by 32 images",
+    )
+    assert f"Other than in the paper, {'; '.join(said)}." in report.write(SMALL, plan)
+
+
 def test_what_is_not_there_yet_is_left_open(tmp_path):
     text = report.write(SMALL, Plan(scale(), tmp_path))
+    assert "Other than in the paper" not in text
     assert "| F-FT-Net | clean | here | - | - | - | - |" in text
     assert "2 of 2 accuracies are not there yet" in text
 

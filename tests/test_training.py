@@ -248,7 +248,7 @@ def test_with_alpha_l_of_one_statistics_are_those_of_faulty_passes(job, initial)
 
 
 def test_statistics_of_both_passes_are_their_mean(job, initial):
-    both = Training(changed(batch_norm="both"), Tiny(), DATA)
+    both = Training(changed(norm_passes="both"), Tiny(), DATA)
     state = both.train(copy(initial), 0, 0, 1)
     x, labels, pass_key = batch(job, 0, 0)
     runs = [jax.jit(partial(one_pass, job.chip, f, *initial[:2], x, labels)) for f in (False, True)]
@@ -398,7 +398,7 @@ def test_a_network_of_the_search_space_has_all_of_it_too():
         CLASSES, 4, cells=1, reductions=(), batch_norm="running", affine=True, pool_norm=False
     )
     network = Network(shape, space, Hardware(None, None), architecture)
-    config = changed(curriculum_epochs=1, fraction_lengths="clean", batch_norm="both")
+    config = changed(curriculum_epochs=1, fraction_lengths="clean", norm_passes="both")
     config = dataclasses.replace(config, hardware=hardware(STUCK, BIASED))
     job = Training(config, network, DATA)
     state = jax.eval_shape(lambda state: job.train(state, 0, 0, 1), job.shapes())
@@ -531,7 +531,7 @@ def test_a_row_has_the_means_of_an_epoch(job, after):
         ("drops", (0.8, 0.4)),
         ("drops", (0.0,)),
         ("drops", (1.0,)),
-        ("batch_norm", "batch"),
+        ("norm_passes", "batch"),
         ("fraction_lengths", "both"),
         ("curriculum_epochs", -1),
         ("curriculum_epochs", 6),

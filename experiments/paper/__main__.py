@@ -23,12 +23,13 @@ from typing import Any, Literal
 from absl import flags
 from ml_collections import config_flags
 
-from configs import paper_full
+from configs import paper_full, train_defaults
 from experiments import cli
 from experiments.configuration import check_fields
 from experiments.paper import report
 from experiments.paper.runs import Plan, Run
 from experiments.paper.tables import TABLES, Table
+from experiments.train_configuration import training_config
 from ftnas_jax.checkpoints import explain_os_errors, write_atomically
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import parse
@@ -163,8 +164,12 @@ def _check_scale(scale: Mapping[str, Any]) -> None:
             raise InputError(f"scale.{name} is {scale[name]}; it is at least 1")
     if not scale["width"] > 0:
         raise InputError(f"scale.width is {scale['width']}; it is above 0")
-    if scale["images"] < 0:
-        raise InputError(f"scale.images is {scale['images']}; it counts images, 0 for all")
+    for name in ("images", "calibrate", "recalibrate"):
+        if scale[name] < 0:
+            meant = "all" if name == "images" else "none"
+            raise InputError(f"scale.{name} is {scale[name]}; it counts images, 0 for {meant}")
+    choices = {name: scale[name] for name in ("norm_passes", "fraction_lengths")}
+    training_config(train_defaults.get_config().to_dict() | choices)
     try:
         parse("+".join(f"mibb:p_m={rate}" for rate in scale["p_m"].split(",")))
     except ValueError as error:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs import paper_full
 from experiments import trained
 from experiments.paper.runs import Plan
 from experiments.paper.tables import Row, Sweep, Table
@@ -152,12 +153,26 @@ def _remarks(table: Table, plan: Plan, cells) -> list[str]:
         f"{scale['width']:g} of their channels, cells of {scale['channels']} channels; means over "
         f"{' or '.join(sorted({str(cell.chips) for cell in there})) or 'no'} chips on {images} "
         f"test images, with 95 % intervals over {over}, on {scale['data']['name']}.",
+        *_choices(scale),
     ]
     if table.remark:
         lines += ["", table.remark]
     if missing:
         lines += ["", f"{missing} of {missing + len(there)} accuracies are not there yet."]
     return lines
+
+
+def _choices(scale: Mapping[str, Any]) -> list[str]:
+    """What the scale chooses otherwise than the paper."""
+    said = {
+        "norm_passes": "running statistics of BatchNorm average {} passes",
+        "fraction_lengths": "in trainings fraction lengths of faulty passes are those of {} ones",
+        "calibrate": "in campaigns fraction lengths are frozen by {} images",
+        "recalibrate": "every chip takes statistics of BatchNorm anew by {} images",
+    }
+    usual = paper_full.get_config()
+    others = [text.format(scale[name]) for name, text in said.items() if scale[name] != usual[name]]
+    return ["", f"Other than in the paper, {'; '.join(others)}."] if others else []
 
 
 def _millions(costs: Costs | None) -> tuple[str, str]:

@@ -72,7 +72,8 @@ class Plan:
     def training(self, row: Row, seed: int) -> Run:
         """The training of a row's network."""
         fields = {"network": self.network(row.network), "seed": seed}
-        fields |= {name: self.scale[name] for name in ("epochs", "batch_size")}
+        as_they_are = ("epochs", "batch_size", "norm_passes", "fraction_lengths")
+        fields |= {name: self.scale[name] for name in as_they_are}
         fields |= {"test_every": self.scale["epochs"]} | self._recipe(row.recipe)
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
@@ -88,6 +89,8 @@ class Plan:
             *("--weight_encoding", sweep.encoding),
             *("--chips", str(self.scale["chips"])),
             *("--images", str(self.scale["images"])),
+            *("--calibrate", str(self.scale["calibrate"])),
+            *("--recalibrate", str(self.scale["recalibrate"])),
             *self._data_dir(),
         )
         name = f"eval-{self._name(row, seed)}-{sweep.name}"
