@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from configs import train_defaults
+from experiments.configuration import with_defaults
 from experiments.prepare import load_data
 from experiments.train_configuration import network, training_config
 from ftnas_jax.augment import normalize
@@ -172,7 +174,7 @@ def _config(path: Path) -> Mapping[str, Any]:
     if job != JOB:
         what = f"a {job}" if job else "no run"
         raise InputError(f"{path} holds {what}; name the --workdir of a training")
-    return stored["config"]
+    return with_defaults(stored["config"], train_defaults.get_config().to_dict())
 
 
 def _state(path: Path, settings: TrainingConfig, model: nn.Module, shape) -> TrainingState:

@@ -230,7 +230,12 @@ class Training:
         images = jax.ShapeDtypeStruct((size, *data.train_images.shape[1:]), jnp.float32)
 
         def logits(variables, images, key):
-            return self.chip.apply(variables, images, draw=Draw(key), train=False)
+            try:
+                passes = self.config.test_passes
+                chip = self._frozen(self.chip, passes, variables, images, train=False)
+            except ValueError as error:
+                raise ValueError(f"fraction_lengths is clean: {error}") from error
+            return chip.apply(variables, images, draw=Draw(key), train=False)
 
         found = jax.eval_shape(logits, self._shapes.variables, images, self._root)
         classes = 1 + int(max(data.train_labels.max(), data.test_labels.max()))
@@ -283,6 +288,10 @@ class Training:
         rows = jax.lax.dynamic_slice_in_dim(order, step * size, size)
         x = self._augment(augment_key, data.train_images[rows], data)
         chip = self._chip(state.trial, fault_scale(self.config, self.train_steps, epoch, step))
+        # The clean pass has them from itself: for both it is one forward pass more.
+        _, dropout_key = _pass_keys(pass_key, False)
+        passes, options = self.config.passes, _training(dropout_key)
+        chip = self._frozen(chip, passes, state.variables, x, **options)
         loss = functools.partial(self._loss, chip, state, x, data.train_labels[rows], pass_key)
         gradient, metrics, batch_stats = self._gradients(state.params, loss)
         metrics["train/gradient_norm"] = optax.tree.norm(gradient)
@@ -311,22 +320,20 @@ class Training:
 
     def _loss(self, chip, state: TrainingState, x, labels, key, params, faulty):
         """Cross entropy of one pass; also its accuracy and the BatchNorm statistics after it."""
-        fault_key, dropout_key = jax.random.split(jax.random.fold_in(key, faulty))
+        fault_key, dropout_key = _pass_keys(key, faulty)
         variables = {"params": params, "batch_stats": state.batch_stats}
-        options = {"train": True, "rngs": {"dropout": dropout_key}, "mutable": ["batch_stats"]}
-        chip = self._frozen(chip, faulty, variables, x, **options)
-        logits, updates = chip.apply(variables, x, draw=Draw(fault_key, faulty), **options)
+        draw = Draw(fault_key, faulty)
+        logits, updates = chip.apply(variables, x, draw=draw, **_training(dropout_key))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
         return loss, (accuracy, updates.get("batch_stats", state.batch_stats))
 
-    def _frozen(self, chip, faulty, variables, x, **options):
-        """The chip of a pass, with fraction lengths of a clean one if that is asked for."""
-        if self.config.fraction_lengths == "batch" or faulty is False:
+    def _frozen(self, chip, passes, variables, x, **options):
+        """The chip with the fraction lengths of a clean pass of x, if faulty passes are to have."""
+        if self.config.fraction_lengths == "batch" or not any(faulty for faulty, _ in passes):
             return chip
         with jax.named_scope("fraction_lengths"):
-            known = jax.lax.stop_gradient(variables)
-            return dataclasses.replace(chip, lengths=sound_lengths(chip, known, x, **options))
+            return dataclasses.replace(chip, lengths=sound_lengths(chip, variables, x, **options))
 
     def _gradients(self, params, loss):
         """The gradient of Eq. 13, metrics, and the statistics of BatchNorm."""
@@ -352,7 +359,9 @@ class Training:
 
         Averages are linear: the mean of both is the running average of their mean.
         """
-        return of_passes[0] if self.config.norm_passes == "clean" else jnp.mean(of_passes, 0)
+        clean = self.config.norm_passes == "clean"
+        averages = jnp.issubdtype(of_passes.dtype, jnp.inexact)  # others count something
+        return of_passes[0] if clean or not averages else jnp.mean(of_passes, 0)
 
     def _over(self, passes: Sequence[tuple[bool, float]], add_pass, zero):
         """`lax.scan` over passes, in whichever way is fast."""
@@ -387,12 +396,12 @@ class Training:
 
         def count(nothing, one):
             draw = Draw(key, one[0], first)
-            own = self._frozen(chip, one[0], state.variables, x, train=False)
-            logits = own.apply(state.variables, x, draw=draw, train=False)
+            logits = chip.apply(state.variables, x, draw=draw, train=False)
             right = (jnp.argmax(logits, -1) == labels) & counted
             return nothing, jnp.sum(right.astype(jnp.float32))
 
-        chip, passes = self._chip(state.trial), self.config.test_passes
+        passes = self.config.test_passes
+        chip = self._frozen(self._chip(state.trial), passes, state.variables, x, train=False)
         _, rights = self._over(passes, count, ())
         names = [f"test/accuracy_{_name(faulty)}" for faulty, _ in passes]
         return state._replace(totals=_add(state.totals, dict(zip(names, rights, strict=True))))
@@ -464,6 +473,16 @@ def _metric_names(config: TrainingConfig) -> list[str]:
     for faulty, _ in config.passes:
         names += [f"train/loss_{_name(faulty)}", f"train/accuracy_{_name(faulty)}"]
     return names + [f"test/accuracy_{_name(faulty)}" for faulty, _ in config.test_passes]
+
+
+def _pass_keys(key: jax.Array, faulty: bool | jax.Array) -> jax.Array:
+    """Of the faults and of the dropout of a pass."""
+    return jax.random.split(jax.random.fold_in(key, faulty))
+
+
+def _training(dropout_key: jax.Array) -> dict[str, Any]:
+    """Options of a model's call in training."""
+    return {"train": True, "rngs": {"dropout": dropout_key}, "mutable": ["batch_stats"]}
 
 
 def _name(faulty: bool) -> str:

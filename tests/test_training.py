@@ -56,9 +56,9 @@ class Deep(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x = nn.Conv(4, (3, 3), use_bias=False, name="first")(images)
+        x = nn.relu(nn.Conv(4, (3, 3), name="first")(images))
+        x = nn.Conv(4, (3, 3), use_bias=False, name="second")(x)
         x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
-        x = nn.relu(nn.Conv(4, (3, 3), name="second")(x))
         return nn.Dense(CLASSES, name="classifier")(x.reshape(len(x), -1))
 
 
@@ -247,54 +247,61 @@ def test_with_alpha_l_of_one_statistics_are_those_of_faulty_passes(job, initial)
     chex.assert_trees_all_close(state.batch_stats, stats, rtol=1e-4, atol=1e-6)
 
 
-def test_statistics_of_both_passes_are_their_mean(job, initial):
-    both = Training(changed(norm_passes="both"), Tiny(), DATA)
-    state = both.train(copy(initial), 0, 0, 1)
-    x, labels, pass_key = batch(job, 0, 0)
-    runs = [jax.jit(partial(one_pass, job.chip, f, *initial[:2], x, labels)) for f in (False, True)]
-    own = [run(fault_key(pass_key, bool(f)))[1][1] for f, run in enumerate(runs)]
-    mean = jax.tree.map(lambda a, b: (np.float64(a) + np.float64(b)) / 2, *own)
-    chex.assert_trees_all_close(state.batch_stats, mean, rtol=1e-4, atol=1e-6)
-    assert not np.allclose(*map(_flat, own), rtol=1e-3)
-
-
-SOUND_LENGTHS = changed(fraction_lengths="clean", hardware=hardware(MiBB(0.3)))
-
-
-def test_faulty_passes_with_fraction_lengths_of_the_clean_one():
-    """Against a chip whose lengths were frozen by the same images; also in loops."""
-    own = Training(SOUND_LENGTHS, Deep(), DATA)
-    initial = own.init()
-    state = own.train(copy(initial), 0, 0, 1)
-    x, labels, pass_key = batch(own, 0, 0)
-    call, options = (initial.variables, x), {"train": True, "mutable": ["batch_stats"]}
-    chips = (own.chip, calibrate(own.chip, [call], **options))
-    losses = []
-    for chip in chips:
-        run = jax.jit(partial(one_pass, chip, True, *initial[:2], x, labels))
-        losses.append(float(run(fault_key(pass_key, True))[0]))
-    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
-    np.testing.assert_allclose(state.totals["train/loss_faulty"], losses[1], rtol=1e-4)
-    loops = Looping(SOUND_LENGTHS, Deep(), DATA)
-    chex.assert_trees_all_close(loops.train(loops.init(), 0, 0, 1), state, rtol=1e-4, atol=1e-6)
-
-
-def test_accuracies_of_tests_have_the_same_fraction_lengths():
-    job = Training(SOUND_LENGTHS, Deep(), DATA)
-    initial = job.init()
-    state = job.test(copy(initial), 1, 0, 1)
-    x = normalize(DATA.test_images[:BATCH], DATA.mean, DATA.std)
-    chip = calibrate(job.chip, [(initial.variables, x)], train=False)
-    draw = Draw(jax.random.fold_in(job._root, training_module._TEST), True, 0)
-    logits = jax.jit(lambda v: chip.apply(v, x, draw=draw))(initial.variables)
-    right = np.sum(np.argmax(np.asarray(logits), -1) == np.asarray(DATA.test_labels[:BATCH]))
-    assert int(state.totals["test/accuracy_faulty"]) == int(right)
-
-
 class Looping(Training):
     """As on a GPU or TPU: the steps of a call, and the passes of a step, in loops."""
 
     _loops = True
+
+
+BOTH = changed(norm_passes="both", fraction_lengths="clean", hardware=hardware(MiBB(0.3)))
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Training, TrainingState]:
+    """A training with statistics of both passes, and fraction lengths of the clean one."""
+    job = Training(BOTH, Deep(), DATA)
+    return job, job.train(job.init(), 0, 0, 1)
+
+
+def test_faulty_passes_with_fraction_lengths_of_clean_ones_and_statistics_of_both(both):
+    """Against a chip whose lengths were frozen by the same images."""
+    job, state = both
+    start = job.init()
+    x, labels, pass_key = batch(job, 0, 0)
+    call, options = (start.variables, x), {"train": True, "mutable": ["batch_stats"]}
+    chips = (job.chip, calibrate(job.chip, [call], **options))
+    passes = []
+    for chip, faulty in ((chips[0], False), (chips[0], True), (chips[1], True)):
+        run = jax.jit(partial(one_pass, chip, faulty, *start[:2], x, labels))
+        passes.append(run(fault_key(pass_key, faulty)))
+    (_, (_, clean)), (following, _), (loss, (_, faulty)) = passes
+    assert float(loss) != pytest.approx(float(following), rel=1e-2)
+    np.testing.assert_allclose(state.totals["train/loss_faulty"], loss, rtol=1e-4)
+    mean = jax.tree.map(lambda a, b: (np.float64(a) + np.float64(b)) / 2, clean, faulty)
+    chex.assert_trees_all_close(state.batch_stats, mean, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(_flat(clean), _flat(faulty), rtol=1e-3)
+
+
+def test_two_devices_and_loops_agree_on_both(both):
+    for other in (Training(BOTH, Deep(), DATA, jax.devices()[:2]), Looping(BOTH, Deep(), DATA)):
+        state = other.train(other.init(), 0, 0, 1)
+        chex.assert_trees_all_close(state, both[1], rtol=1e-4, atol=1e-6)
+
+
+def test_accuracies_of_tests_have_fraction_lengths_of_clean_passes(both):
+    job, start = both[0], both[0].init()
+    state = job.test(copy(start), 1, 0, 1)
+    x = normalize(DATA.test_images[:BATCH], DATA.mean, DATA.std)
+    chip = calibrate(job.chip, [(start.variables, x)], train=False)
+    draw = Draw(jax.random.fold_in(job._root, training_module._TEST), True, 0)
+    logits = jax.jit(lambda v: chip.apply(v, x, draw=draw))(start.variables)
+    right = np.sum(np.argmax(np.asarray(logits), -1) == np.asarray(DATA.test_labels[:BATCH]))
+    assert int(state.totals["test/accuracy_faulty"]) == int(right)
+
+
+def test_what_counts_steps_is_no_average(both):
+    joined = both[0]._join_statistics(jnp.array([[3], [4]], jnp.int32))
+    assert (joined.dtype, joined.tolist()) == (jnp.int32, [3])
 
 
 def test_loops_agree_with_single_steps(job, after):
@@ -562,6 +569,16 @@ class Deaf(nn.Module):
         return nn.Dense(CLASSES)(images.reshape(len(images), -1))
 
 
+class Branching(nn.Module):
+    """A model with a layer in a branch."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = images.reshape(len(images), -1)
+        own = self.param("kernel", nn.initializers.ones, (x.shape[-1], CLASSES))
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ own, lambda: 2 * x @ own)
+
+
 class Remembering(nn.Module):
     """A model with variables of its own kind."""
 
@@ -579,6 +596,7 @@ class Remembering(nn.Module):
         (CONFIG, Tiny(classes=2), DATA, r"returns \(8, 2\) for 8 images of 3 classes"),
         (CONFIG, Deaf(), DATA, r"Deaf cannot be called as model\(images, train=True\)"),
         (CONFIG, Remembering(), DATA, "Remembering has variables in 'memory'"),
+        (BOTH, Branching(), DATA, "^fraction_lengths is clean: layers in a branch cannot"),
         (changed(hardware=hardware(MiBB(layers="stem"))), Tiny(), DATA, "called 'stem'"),
     ],
 )

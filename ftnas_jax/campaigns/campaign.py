@@ -222,6 +222,7 @@ class Campaign:
                 width=fault.shape[-1],
                 most=max(map(self._most, self.points)),
                 name=subject.name,
+                beside=subject.norm_images,
                 batch_size=self._batch_size,
                 chunk=self._run.chunk,
                 devices=self._run.devices,

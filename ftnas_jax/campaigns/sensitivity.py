@@ -12,6 +12,7 @@ computed once for several chips.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +25,19 @@ from ftnas_jax.campaigns.outcome import Report
 from ftnas_jax.campaigns.points import Faults, Point, as_models
 from ftnas_jax.campaigns.settings import Settings
 from ftnas_jax.campaigns.subject import Subject, as_subject
-from ftnas_jax.faults import FaultModel, Only
+from ftnas_jax.faults import FaultModel, Only, Site
 from ftnas_jax.faults.only import fits
 from ftnas_jax.nn.hardware import SITES, Hardware
 from ftnas_jax.processes import agree
 
 _AT_ONCE = 8
 """Chips for which what comes before a group is computed once."""
+
+_NOWHERE = "!*"
+"""Layers of a model that finds none in a group where another one acts."""
+
+Layers = dict[str, tuple[bool, ...]]
+"""By path, in the order of computation: for each model whether it acts in the layer."""
 
 By = Literal["layer", "edge", "block", "bit"]
 BY: tuple[By, ...] = ("layer", "edge", "block", "bit")
@@ -52,7 +59,7 @@ def sensitivity_points(
     Raises:
         ValueError: `by` is something else, no layer fails, or faults have no bits of their own.
     """
-    paths = layer_paths(subject, images, faults)
+    layers = _layers(subject, images, faults)
     kinds: list[By] = [kind for kind in by if kind != "bit"]
     if not set(by) <= set(BY) or len(set(by)) < len(by) or len(kinds) > 1 or not by:
         raise ValueError(
@@ -61,26 +68,26 @@ def sensitivity_points(
     bits = list(_bits(subject, faults)) if "bit" in by else [None]
     groups: list[str | None] = [None]
     if kinds:
-        acting = [path for path in paths if any(model.acts_at(path) for model in faults)]
-        groups = list(_groups(acting, kinds[0]))
+        groups = list(_groups([path for path, acting in layers.items() if any(acting)], kinds[0]))
     return tuple(
-        _point(faults, paths, groups, place, bit, own_programs)
+        _point(faults, layers, groups, place, bit, own_programs)
         for place in range(len(groups))
         for bit in bits
     )
 
 
-def layer_paths(subject: Subject, images: Any, faults: Faults) -> list[str]:
-    """Paths of the layers that have what any of the models acts on, in their order."""
+def _layers(subject: Subject, images: Any, faults: Faults) -> Layers:
+    """The layers that have what any of the models acts on."""
     sizes = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    tensors = subject.sites(sizes, faults).tensors
-    found = [
-        tensor.path
-        for tensor in tensors
-        for model in faults
-        if tensor.faulty and model.site in SITES[tensor.kind]
-    ]
-    return list(dict.fromkeys(found))
+    sites: dict[str, set[Site]] = {}
+    for tensor in subject.sites(sizes, faults).tensors:
+        if tensor.faulty:
+            sites.setdefault(tensor.path, set()).update(SITES[tensor.kind])
+    return {
+        path: tuple(model.site in own and model.acts_at(path) for model in faults)
+        for path, own in sites.items()
+        if any(model.site in own for model in faults)
+    }
 
 
 def _groups(paths: Sequence[str], kind: By) -> list[str]:
@@ -108,35 +115,41 @@ def _bits(subject: Subject, faults: Faults) -> range:
 
 def _point(
     faults: Faults,
-    paths: Sequence[str],
+    layers: Layers,
     groups: Sequence[str | None],
     place: int,
     bit: int | None,
     own: bool,
 ) -> Point:
     group = groups[place]
-    shown = tuple(_restricted(model, paths, group, bit) for model in faults)
+    patterns = [_within(group, layers, number) for number in range(len(faults))]
+    shown = tuple(map(functools.partial(_restricted, bit=bit), faults, patterns))
     if own:
         bits = () if bit is None else (bit,)
         program = tuple(
-            model.at_bit(*bits) if bits else model
-            for model in (_restricted(model, paths, group, None) for model in faults)
+            model.at_bit(*bits) if bits else model for model in map(_restricted, faults, patterns)
         )
     else:
-        patterns = tuple(pattern for pattern in groups if pattern is not None)
-        program = tuple(_chosen(model, patterns, place, bit) for model in faults)
+        every = tuple(pattern for pattern in groups if pattern is not None)
+        program = tuple(_chosen(model, every, place, bit) for model in faults)
     return Point(shown, group=group, bit=bit, program=program)
 
 
-def _restricted(
-    model: FaultModel, paths: Sequence[str], group: str | None, bit: int | None
-) -> FaultModel:
+def _within(group: str | None, layers: Layers, number: int) -> str | None:
+    """Patterns of the layers of a group in which the model of a number acts."""
+    if group is None:
+        return None
+    within = {path: acting[number] for path, acting in layers.items() if fits(path, group)}
+    if all(within.values()):
+        return group
+    return "|".join(path for path, acts in within.items() if acts) or _NOWHERE
+
+
+def _restricted(model: FaultModel, layers: str | None, bit: int | None = None) -> FaultModel:
     """The model as text names it, which acts in one group alone."""
     fields: dict[str, Any] = {}
-    if group is not None:
-        within = [path for path in paths if fits(path, group)]
-        acting = [path for path in within if model.acts_at(path)]
-        fields["layers"] = group if acting == within else "|".join(acting) or f"!{group}"
+    if layers is not None:
+        fields["layers"] = layers
     if bit is not None:
         fields["bits"] = str(bit)
     return dataclasses.replace(model, **fields)
@@ -163,6 +176,7 @@ def sensitivity(
     by: By | Sequence[By] = "layer",
     chips: int = 32,
     own_programs: bool | None = None,
+    norm_images: Any = None,
     run: Run | None = None,
     batch_size: int | None = None,
     workdir: str | Path | None = None,
@@ -179,6 +193,7 @@ def sensitivity(
         chips: of every group.
         own_programs: whether each group of layers is compiled on its own, so that what comes
             before it is computed once for several chips; None for what takes less time.
+        norm_images: as `ftnas_jax.campaigns.campaign.campaign` takes them.
         run: how to use the machine.
         batch_size: images at a time.
         workdir: directory of the rows; a campaign in it goes on. None for nowhere.
@@ -191,7 +206,7 @@ def sensitivity(
         RunError: the workdir holds another campaign.
     """
     models = as_models(faults)
-    subject = as_subject(model, variables, Hardware(faults=models))
+    subject = as_subject(model, variables, Hardware(faults=models), norm_images=norm_images)
     kinds: Sequence[By] = (by,) if isinstance(by, str) else by
     with open_sensitivity(
         *(subject, test_set, models, kinds, key, Settings(chips)),

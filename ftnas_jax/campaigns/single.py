@@ -334,6 +334,7 @@ def single_faults(
     tolerance: float = 0.0,
     weights: str = "",
     hardware: Hardware | None = None,
+    norm_images: Any = None,
     batch_size: int | None = None,
     run: Run | None = None,
     workdir: str | Path | None = None,
@@ -353,6 +354,7 @@ def single_faults(
         weights: patterns of the names of weights, joined by `|`; by default all that the hardware
             holds.
         hardware: number formats, for a model that is not yet on hardware; by default 8 bits.
+        norm_images: as `ftnas_jax.campaigns.campaign.campaign` takes them.
         batch_size: images at a time.
         run: how to use the machine.
         workdir: directory of the rows; a campaign in it goes on. None for nowhere.
@@ -363,7 +365,7 @@ def single_faults(
             fault.
         RunError: the workdir holds another campaign.
     """
-    subject = as_subject(model, variables, hardware or Hardware())
+    subject = as_subject(model, variables, hardware or Hardware(), norm_images=norm_images)
     with SingleFaults(
         *(subject, test_set, by, key, margin, level, tolerance, weights),
         batch_size=batch_size,

@@ -12,16 +12,16 @@ from flax import nnx
 
 from ftnas_jax.faults import FaultModel
 from ftnas_jax.graph.model import NNXOnHardware, on_hardware
-from ftnas_jax.graph.recalibration import check_statistics, recalibrate
+from ftnas_jax.graph.recalibration import RECALIBRATED, check_recalibration, recalibrate
 from ftnas_jax.graph.sites import Sites
 from ftnas_jax.nn.hardware import Draw, Hardware
 
 NO_CLASS = -1
 """The class of an image of which a logit is NaN."""
 
-_NORM_IMAGES = 2**30
-"""Number of the first image by which statistics of BatchNorm are taken: that of no test image, so
-that faults which are drawn for every image are others."""
+_NORM_IMAGES = "norm_images"
+"""The collection of images by which every chip takes statistics of BatchNorm anew, float32
+[N, ...]; see `ftnas_jax.graph.recalibration`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,11 +31,10 @@ class Subject:
     Attributes:
         name: in tables and pictures.
         chip: from `on_hardware`; which faults its hardware has does not matter.
-        variables: arrays of the model, weights among them; of an nnx module its state.
+        variables: arrays of the model, weights among them; of an nnx module its state. Images by
+            which every chip takes statistics of BatchNorm anew are a collection beside the model's.
         arguments: of a call of the model, behind the images.
         keywords: of a call of the model.
-        norm_images: by which every chip takes statistics of BatchNorm anew, [N, ...]; None where
-            it has those among the variables. See `ftnas_jax.graph.recalibration`.
     """
 
     name: str
@@ -43,12 +42,24 @@ class Subject:
     variables: Any
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    norm_images: np.ndarray | None = None
 
     @property
     def hardware(self) -> Hardware:
         """Number formats, and faults that a campaign replaces by its own."""
         return self.chip.hardware
+
+    @property
+    def norm_images(self) -> int:
+        """By how many images every chip takes statistics of BatchNorm anew; 0 for none."""
+        images = self._apart(self.variables)[1]
+        return 0 if images is None else len(images)
+
+    def _apart(self, variables: Any) -> tuple[Any, Any]:
+        """The model's variables, and the images by which a chip is recalibrated, or None."""
+        if not isinstance(self.chip, RECALIBRATED) or _NORM_IMAGES not in variables:
+            return variables, None
+        own = {name: value for name, value in variables.items() if name != _NORM_IMAGES}
+        return own, variables[_NORM_IMAGES]
 
     def on(self, faults: tuple[FaultModel, ...]) -> Any:
         """The chip with these faults, whose rates may be traced."""
@@ -58,7 +69,7 @@ class Subject:
     def sites(self, images: Any, faults: tuple[FaultModel, ...]) -> Sites:
         """What may fail in a call with images, or with arrays of their shape."""
         chip = self.on(faults)
-        given = () if isinstance(chip, NNXOnHardware) else (self.variables,)
+        given = () if isinstance(chip, NNXOnHardware) else (self._apart(self.variables)[0],)
         return chip.sites(*given, images, *self.arguments, **self.keywords)
 
     def classes(
@@ -72,10 +83,10 @@ class Subject:
             ValueError: the model does not return logits [B, classes].
         """
         chip = self.on(faults)
-        if self.norm_images is not None:
-            own = (self.norm_images, *self.arguments)
-            met = draw._replace(first=_NORM_IMAGES)
-            variables = recalibrate(chip, variables, *own, draw=met, **self.keywords)
+        variables, norm_images = self._apart(variables)
+        if norm_images is not None:
+            args = (variables, norm_images, *self.arguments)
+            variables = recalibrate(chip, *args, draw=draw, **self.keywords)
         args = (variables, images, *self.arguments)
         if isinstance(chip, NNXOnHardware):
             model = nnx.merge(nnx.graphdef(self.chip.model), variables)
@@ -108,8 +119,6 @@ class Subject:
         digest = hashlib.sha256(repr(own).encode())
         lengths = getattr(self.chip, "lengths", {})
         digest.update(repr(jax.tree.map(lambda a: np.asarray(a).tolist(), dict(lengths))).encode())
-        if self.norm_images is not None:
-            digest.update(_told(self.norm_images).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
             leaf = np.ascontiguousarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
@@ -151,8 +160,8 @@ def as_subject(
             module only.
 
     Raises:
-        ValueError: there are no variables, or some for an nnx module; or no statistics of BatchNorm
-            that could be taken anew.
+        ValueError: there are no variables, or some for an nnx module; or the model cannot be
+            recalibrated by these images.
     """
     chip = model if hasattr(model, "with_hardware") else on_hardware(model, hardware)
     module = isinstance(chip, NNXOnHardware)
@@ -165,6 +174,12 @@ def as_subject(
     state = nnx.state(chip.model) if module else variables
     known = jax.tree.map(np.asarray, jax.device_get(state))
     if norm_images is not None:
-        check_statistics(known, name)
-        norm_images = np.asarray(norm_images, np.float32)
-    return Subject(name, chip, known, arguments, dict(keywords or {}), norm_images)
+        known = _with_norm_images(name, chip, known, norm_images, arguments, keywords or {})
+    return Subject(name, chip, known, arguments, dict(keywords or {}))
+
+
+def _with_norm_images(name: str, chip, variables, norm_images, arguments, keywords) -> Any:
+    """The variables with these images among them: of a program they are arguments, too."""
+    norm_images = np.asarray(norm_images, np.float32)
+    check_recalibration(name, chip, variables, norm_images, *arguments, **keywords)
+    return {**variables, _NORM_IMAGES: norm_images}

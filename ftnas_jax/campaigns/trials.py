@@ -114,6 +114,7 @@ class Trials:
         shared: what is alike for all faults of a call; its values may change from call to call.
         width: K.
         name: of the network, for messages.
+        beside: images that a fault is met by beside those of a batch, for messages.
         batch_size: B. Fraction lengths that are not frozen are those of a batch.
         chunk: faults at once on a device; by default 1 on a CPU, elsewhere what memory allows, up
             to 256 and `most`.
@@ -139,6 +140,7 @@ class Trials:
         *,
         width: int = 1,
         name: str = "the network",
+        beside: int = 0,
         batch_size: int | None = None,
         chunk: int | None = None,
         most: int = _MOST_AT_ONCE,
@@ -146,7 +148,7 @@ class Trials:
         memory: float | None = None,
     ):
         began = time.monotonic()
-        self._predict, self._width, self._name = predict, width, name
+        self._predict, self._width, self._name, self._beside = predict, width, name, beside
         self._most = min(most, _MOST_AT_ONCE)
         self.batches = batches(len(images), batch_size)
         self.devices = list(devices or jax.devices())
@@ -233,8 +235,12 @@ class Trials:
         program, taken = self._lowered(shared, chunk)
         if taken > limit:
             less = "a smaller batch_size" if chunk == 1 else "a smaller chunk or batch_size"
+            size, norm = self.batches.size, ""
+            if self._beside:
+                norm = f", and {self._beside} to recalibrate by,"
+                less += ", fewer images to recalibrate by"
             raise ValueError(
-                f"{self._name}: {chunk} x {self.batches.size} images at once take "
+                f"{self._name}: {chunk} x {size} images at once{norm} take "
                 f"{taken / 2**30:.2f} GiB of a device, and there are {limit / 2**30:.2f}; "
                 f"give {less}, or more memory"
             )

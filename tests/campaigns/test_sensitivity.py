@@ -96,6 +96,28 @@ def test_layers_that_the_faults_leave_out_stay_sound(network, alone):
     )
 
 
+@pytest.mark.parametrize("own_programs", [False, True])
+def test_models_that_act_together_may_act_in_different_layers(network, alone, own_programs):
+    """Features of the last layer do not fail, nor do weights of the first."""
+    both = "bit_flip:rate=0.05,layers=!a/first+mibb:p_m=0.02"
+    report = _report(network, both, "layer", own_programs=own_programs)
+    texts = {outcome.point.group: outcome.point.text for outcome in report.outcomes}
+    assert texts == {
+        "a/first": "bit_flip:rate=0.05,layers=!*+mibb:p_m=0.02,layers=a/first",
+        "a/second": "bit_flip:rate=0.05,layers=a/second+mibb:p_m=0.02,layers=a/second",
+        "b/first": "bit_flip:rate=0.05,layers=b/first+mibb:p_m=0.02,layers=b/first",
+        "b/second": "bit_flip:rate=0.05,layers=b/second+mibb:p_m=0.02,layers=b/second",
+        "end": "bit_flip:rate=0.05,layers=end+mibb:p_m=0.02,layers=!*",
+    }
+    for outcome in report.outcomes:
+        np.testing.assert_array_equal(outcome.accuracies, alone(outcome.point.text))
+    one_alone = {"a/first": f"{MIBB},layers=a/first", "end": f"{FLIPS},layers=end"}
+    for outcome in report.outcomes:
+        if outcome.point.group in one_alone:
+            expected = alone(one_alone[outcome.point.group])
+            np.testing.assert_array_equal(outcome.accuracies, expected)
+
+
 def test_the_directory_is_free_again_after_an_error(network, tmp_path, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import array, initialized, quick
+from networks import array, held, initialized, quick
 
 import ftnas_jax as ft
 
@@ -24,7 +24,7 @@ class Normed(nn.Module):
             x = nn.Conv(4, (3, 3), name=f"conv{place}")(x)
             norm = nn.BatchNorm(not train, momentum=momentum, use_fast_variance=False)
             x = nn.relu(norm(x))
-        return nn.Dense(3, name="head")(x.mean((1, 2)))
+        return nn.Dense(3, name="head")(x.reshape(len(x), -1))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,63 @@ def test_what_they_were_before_has_no_say(variables):
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.999])
+def test_statistics_of_any_size_are_found(scale, momentum):
+    """Against float64, without fixed point; the start is 0 and 1, as `init` leaves them."""
+
+    class Only(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            norm = nn.BatchNorm(not train, momentum=momentum, use_fast_variance=False, name="norm")
+            return norm(nn.Dense(4, use_bias=False, name="dense")(x))
+
+    x = array(64, 6, scale=scale)
+    variables = Only().init(jax.random.key(0), x)
+    chip = ft.on_hardware(Only(), ft.Hardware(weights=None, features=None))
+    found = recalibrated(chip, variables, x, ft.CLEAN)["batch_stats"]["norm"]
+    f = np.float64(x) @ np.float64(variables["params"]["dense"]["kernel"])
+    np.testing.assert_allclose(found["var"], f.var(0), rtol=1e-4)
+    np.testing.assert_allclose(found["mean"], f.mean(0), rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_layers_that_are_scanned_over_and_dropout_are_recalibrated():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.Dense(6, name="dense")(x)
+            x = nn.BatchNorm(not train, use_fast_variance=False, name="norm")(x)
+            return nn.Dropout(0.5, deterministic=not train)(nn.relu(x)), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            layers = nn.scan(
+                Layer,
+                {"params": 0, "batch_stats": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=2,
+            )
+            return nn.Dense(3, name="head")(layers(name="layers")(x, train)[0])
+
+    x = array(32, 6)
+    variables = Scanned().init(jax.random.key(0), x)
+    chip, draw = ft.on_hardware(Scanned(), STUCK), ft.Draw(jax.random.key(5))
+    found = recalibrated(chip, variables, x, draw)["batch_stats"]["layers"]["norm"]
+    assert found["mean"].shape == (2, 6)
+    seen = quick(
+        lambda v: chip.observed(lambda _, held: held.held, v, x, draw=draw)[1][
+            "layers/dense/kernel"
+        ]
+    )(variables)
+    f = np.float64(held(x)) @ np.float64(seen[0]) + np.float64(
+        variables["params"]["layers"]["dense"]["bias"][0]
+    )
+    np.testing.assert_allclose(found["mean"][0], f.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["var"][0], f.var(0), rtol=1e-4)
+
+
 def test_networks_of_the_search_space_are_recalibrated():
     space = ft.Space(3, ("none", "conv_1x1", "sep_conv_3x3"))
     cell = "[('sep_conv_3x3', 0, 2), ('conv_1x1', 1, 2)]"
@@ -102,25 +159,66 @@ def test_networks_of_the_search_space_are_recalibrated():
     np.testing.assert_allclose(by_own, by_batch, rtol=1e-3, atol=1e-3)
 
 
-def test_a_campaign_recalibrates_every_chip(variables):
-    faults, key = "stuck_at:p0=0.2,p1=0.1", jax.random.key(3)
-    labels = np.arange(len(IMAGES)) % 3
-    others = np.asarray(array(12, 5, 5, 3, seed=9))
-    report = ft.campaign(
-        *(Normed(), variables, (np.asarray(IMAGES), labels)),
-        faults=faults,
-        key=key,
-        chips=3,
-        norm_images=others,
-        keywords={"train": False},
-    )
-    chip = ft.on_hardware(Normed(), ft.Hardware(faults=ft.faults.parse(faults)))
-    expected = []
-    for number in range(3):
-        own = recalibrated(chip, variables, others, ft.Draw(jax.random.fold_in(key, number)))
-        logits = quick(chip.apply)(own, IMAGES, draw=ft.Draw(jax.random.fold_in(key, number)))
-        expected.append(np.mean(np.argmax(np.asarray(logits), -1) == labels))
-    np.testing.assert_allclose(report.outcomes[0].accuracies, expected)
+FAULTS, KEY = "stuck_at:p0=0.2,p1=0.1+mibb:p_m=0.02", jax.random.key(3)
+OTHERS, TESTED = (np.asarray(array(n, 5, 5, 3, seed=n)) for n in (12, 40))
+
+
+@pytest.fixture(scope="module")
+def recalibrated_classes(variables):
+    """Classes of the images tested, as one replays a chip; without a number on sound hardware."""
+    chip = ft.on_hardware(Normed(), ft.Hardware(faults=ft.faults.parse(FAULTS)))
+
+    @quick
+    def classes(draw):
+        own = ft.recalibrate(chip, variables, OTHERS, draw=draw)
+        return jnp.argmax(chip.apply(own, TESTED, draw=draw), -1)
+
+    def of_chip(number=None):
+        key = jax.random.fold_in(KEY, number or 0)
+        return np.asarray(classes(ft.Draw(key, jnp.array(number is not None))))
+
+    return of_chip
+
+
+@pytest.fixture(scope="module")
+def test_set(recalibrated_classes):
+    """Labels are what sound hardware says, so that every change of a class counts."""
+    return TESTED, recalibrated_classes()
+
+
+def test_a_campaign_recalibrates_every_chip(variables, recalibrated_classes, test_set):
+    """Whatever the devices and the chips at once."""
+    expected = [np.mean(recalibrated_classes(number) == test_set[1]) for number in range(4)]
+    assert len(set(expected)) > 1
+    for options in ({}, {"chunk": 2, "devices": jax.devices()[:2]}):
+        report = ft.campaign(
+            *(Normed(), variables, test_set),
+            faults=FAULTS,
+            key=KEY,
+            chips=4,
+            norm_images=OTHERS,
+            keywords={"train": False},
+            **options,
+        )
+        np.testing.assert_allclose(report.outcomes[0].accuracies, expected)
+        assert report.outcomes[0].clean == 1
+
+
+def test_sensitivity_and_single_faults_recalibrate_too(variables, test_set):
+    found = []
+    for images in (OTHERS, None):
+        own = {"key": KEY, "norm_images": images}
+        report = ft.sensitivity(
+            *(Normed(), variables, test_set),
+            faults=FAULTS,
+            chips=2,
+            own_programs=False,
+            **own,
+        )
+        table = ft.single_faults(Normed(), variables, test_set, by=(), margin=0.2, **own)
+        found.append((report.outcomes[0].clean, table.clean))
+    assert found[0] == (1, 1)
+    assert max(found[1]) < 1
 
 
 def test_images_are_part_of_what_a_campaign_is_of(variables):
@@ -131,12 +229,36 @@ def test_images_are_part_of_what_a_campaign_is_of(variables):
     assert len(digests) == 3
 
 
-def test_a_model_without_statistics_is_refused():
-    message = r" has no BatchNorm to recalibrate: its variables have no batch_stats$"
-    chip = ft.on_hardware(nn.Dense(3), STUCK)
-    parameters = nn.Dense(3).init(jax.random.key(0), jnp.zeros((1, 4)))
-    with pytest.raises(ValueError, match=message):
-        ft.recalibrate(chip, parameters, jnp.zeros((2, 4)))
-    message = "^network" + message
-    with pytest.raises(ValueError, match=message):
-        ft.as_subject(nn.Dense(3), parameters, STUCK, norm_images=np.zeros((2, 4)))
+class Frozen(nn.Module):
+    """Its BatchNorm is frozen in training, too; it returns logits [B, 3]."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(True, name="frozen")(nn.Dense(3, name="dense")(x))
+        return nn.BatchNorm(not train, name="norm")(x)
+
+
+class Plain(nn.Module):
+    """Without BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (Plain(), (2, 4), "there is no BatchNorm to recalibrate: no variables are batch_stats"),
+        (Frozen(), (2, 4), "the model computes with its batch_stats in training, too, as a frozen"),
+        (Frozen(), (2, 5), "network cannot be recalibrated by images of shape"),
+        (lambda v, x: x @ v["params"]["dense"]["kernel"], (2, 4), "only Flax linen modules on"),
+    ],
+)
+def test_what_cannot_be_recalibrated_is_refused(model, images, message):
+    module = model if isinstance(model, nn.Module) else Frozen()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4)))
+    with pytest.raises(ValueError, match=message) as error:
+        ft.as_subject(model, variables, STUCK, norm_images=np.zeros(images))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("network cannot be recalibrated by images of shape [2, ")
