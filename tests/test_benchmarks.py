@@ -160,7 +160,7 @@ def test_routes_are_measured_for_every_kind_of_faults(monkeypatch):
     for row in rows:
         assert (row.peer, row.ratios) == ("4 at once", [0.25, 0.25])
         assert (row.facts["compile s"], row.facts["peer's compile s"]) == (10, 40)
-    assert rows[-1].workload.startswith("8 chips, mobilenet_v2:width=0.25, 128 images")
+    assert rows[-1].workload.startswith("8 chips, mobilenet_v2:width=0.125, 128 images")
 
 
 class Constant:
