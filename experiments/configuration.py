@@ -80,16 +80,6 @@ def _format(quantization: Mapping[str, Any], field: str, encoding) -> FixedPoint
         raise InputError(f"quantization.{field}: {error}") from None
 
 
-def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that was stored, with the fields that came later.
-
-    Their defaults are what was done before they came.
-    """
-    both = {**defaults, **config}
-    nested = {name for name in both if isinstance(defaults.get(name), Mapping)}
-    return both | {name: with_defaults(both[name], defaults[name]) for name in nested}
-
-
 def check_fields(config: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> None:
     """Raise InputError where a field is unknown, missing, of another type or not finite."""
     for name in config:

@@ -11,8 +11,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from configs import train_defaults
-from experiments.configuration import with_defaults
 from experiments.prepare import load_data
 from experiments.train_configuration import network, training_config
 from ftnas_jax.augment import normalize
@@ -31,6 +29,9 @@ JOB = "training"
 CONFIG, DATA, GENOTYPE = "config.json", "data.json", "genotype.json"
 """Files of a run directory: its settings, `facts` of its data, and the genotype of its network
 where that was read from a file."""
+
+_CAME_LATER = {"norm_passes": "clean", "fraction_lengths": "batch"}
+"""Fields that trainings from before they came lack, and what was done in them."""
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ def _config(path: Path) -> Mapping[str, Any]:
     if job != JOB:
         what = f"a {job}" if job else "no run"
         raise InputError(f"{path} holds {what}; name the --workdir of a training")
-    return with_defaults(stored["config"], train_defaults.get_config().to_dict())
+    return _CAME_LATER | stored["config"]
 
 
 def _state(path: Path, settings: TrainingConfig, model: nn.Module, shape) -> TrainingState:

@@ -234,6 +234,24 @@ def test_an_unfinished_training_is_loaded_with_a_warning(other, caplog):
     assert "2 of 3 epochs are done" in caplog.text
 
 
+def without(*names: str):
+    """Leave fields out of the config of a training."""
+
+    def spoil(path: Path) -> None:
+        stored = json.loads((path / "config.json").read_text())
+        for name in names:
+            del stored["config"][name]
+        (path / "config.json").write_text(json.dumps(stored))
+
+    return spoil
+
+
+def test_a_training_from_before_a_field_came_is_loaded(other):
+    before = trained.load(other).config
+    without("norm_passes", "fraction_lengths")(other)
+    assert trained.load(other).config == before
+
+
 def damage(path: Path) -> None:
     for checkpoint in (path / "checkpoints").iterdir():
         os.truncate(checkpoint / "about.json", 10)
@@ -253,6 +271,7 @@ def rename_job(path: Path) -> None:
         (lambda path: (path / "config.json").write_text("{"), "config.json is damaged"),
         (lambda path: shutil.rmtree(path / "checkpoints"), "has no checkpoint yet"),
         (lambda path: (path / "data.json").unlink(), "has no checkpoint yet"),
+        (without("faults"), "the config lacks the field faults"),
         (damage, "checkpoints in .* are damaged"),
     ],
 )

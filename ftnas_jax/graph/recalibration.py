@@ -55,7 +55,7 @@ def recalibrate(
         *args: of the call, behind the images.
         draw: faults of the pass; by default there are none. The call that follows takes the same
             one, to be on the same chip; faults that are drawn for every image are others in it.
-        **kwargs: of the call; `train` and `mutable` have no say, `rngs` are kept.
+        **kwargs: of the call; `train` and `mutable` have no say, `rngs` are kept, by name.
 
     Returns:
         The variables with other `batch_stats`.
@@ -65,7 +65,7 @@ def recalibrate(
             training pass computes with them, as a BatchNorm does that is frozen.
     """
     _check(chip, variables)
-    rngs = {"dropout": jax.random.key(0)} | kwargs.get("rngs", {})
+    rngs = {"dropout": jax.random.key(0)} | (kwargs.get("rngs") or {})
     options = {**kwargs, "train": True, "mutable": [_STATISTICS], "rngs": rngs}
     met = draw._replace(first=_FIRST_IMAGE)
 
@@ -75,7 +75,7 @@ def recalibrate(
         return jax.tree.leaves(updates[_STATISTICS]), logits
 
     given, structure = jax.tree.flatten(variables[_STATISTICS])
-    starts = [jnp.stack([jnp.zeros_like(a), jnp.full_like(a, _FAR)]) for a in given]
+    starts = [_starts(jnp.asarray(a)) for a in given]
     try:
         both, _ = jax.vmap(after, out_axes=(0, None))(jax.tree.unflatten(structure, starts))
     except ValueError as error:
@@ -89,8 +89,17 @@ def recalibrate(
     return {**variables, _STATISTICS: jax.tree.unflatten(structure, found)}
 
 
+def _starts(before: jax.Array) -> jax.Array:
+    """Two starts of a running average; what counts something starts twice where it is."""
+    if not jnp.issubdtype(before.dtype, jnp.inexact):
+        return jnp.stack([before, before])
+    return jnp.stack([jnp.zeros_like(before), jnp.full_like(before, _FAR)])
+
+
 def _solve(ends: jax.Array, before: jax.Array) -> jax.Array:
-    """The batch's statistics out of averages that began at 0 and at `_FAR`."""
+    """The batch's statistics out of averages that began as `_starts` says."""
+    if not jnp.issubdtype(ends.dtype, jnp.inexact):
+        return jnp.asarray(before)
     share = 1 - (ends[1] - ends[0]) / _FAR
     # What no pass moves, as of operations that an architecture leaves out, stays as it is.
     return jnp.where(share == 0, before, ends[0] / jnp.where(share == 0, 1, share))

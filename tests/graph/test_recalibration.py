@@ -104,6 +104,24 @@ def test_statistics_of_any_size_are_found(scale, momentum):
     np.testing.assert_allclose(found["mean"], f.mean(0), rtol=1e-4, atol=1e-4 * scale)
 
 
+def test_what_counts_is_kept():
+    """An integer among the statistics is no average."""
+
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            steps = self.variable("batch_stats", "steps", lambda: jnp.int32(7))
+            if train:
+                steps.value = steps.value + 1
+            return nn.BatchNorm(not train, name="norm")(nn.Dense(3, name="dense")(x))
+
+    x = array(8, 4)
+    variables = Counting().init(jax.random.key(0), x)
+    found = recalibrated(ft.on_hardware(Counting(), STUCK), variables, x, ft.CLEAN)["batch_stats"]
+    assert (found["steps"].dtype, int(found["steps"])) == (jnp.int32, 7)
+    assert np.any(found["norm"]["mean"] != 0)
+
+
 def test_layers_that_are_scanned_over_and_dropout_are_recalibrated():
     class Layer(nn.Module):
         @nn.compact
