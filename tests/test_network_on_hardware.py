@@ -234,9 +234,13 @@ def test_lengths_that_are_those_of_the_batch_change_nothing(chip, args):
 
 
 def test_lengths_that_cannot_be_frozen_are_refused(chip, args, frozen):
+    def trace(chip, architecture):
+        jax.eval_shape(lambda variables: chip.apply(variables, args[1], architecture), args[0])
+
+    wrong = ft.on_hardware(chip.model, ft.Hardware(), lengths={"typo": jnp.int32(3)})
     with pytest.raises(ValueError, match=r"a fraction length of 'typo', which is no feature"):
-        ft.on_hardware(chip.model, ft.Hardware(), lengths={"typo": jnp.int32(3)}).apply(*args)
+        trace(wrong, CELLS)
     with pytest.raises(ValueError, match=r"^to freeze fraction lengths, call the supernet with an"):
-        frozen.apply(*args[:2], args[2].to_array())
+        trace(frozen, CELLS.to_array())
     with pytest.raises(ValueError, match=r"calibrate again$"):
         frozen.with_hardware(ft.Hardware(features=ft.FixedPoint(4)))
