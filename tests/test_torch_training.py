@@ -109,7 +109,12 @@ def deviation(got, expected, scale) -> float:
 
 @MODELS
 def test_loss_and_gradients_are_ours(model):
-    """In float32; what fixed point and faults change is in `test_two_steps_are_ours`."""
+    """Both in float32, against the peer in float64, which no order of sums changes.
+
+    How far float32 is from it depends on the processor, whose kernels add in orders of their own:
+    up to 3e-5 was seen, through the 18 layers of the one network, whose BatchNorms have Flax's fast
+    variance. What fixed point and faults change is in `test_two_steps_are_ours`.
+    """
     variables = random_variables(model)
     chip = on_hardware(model, FLOAT)
 
@@ -120,14 +125,20 @@ def test_loss_and_gradients_are_ours(model):
         logits, _ = chip.apply(own, X, train=True, mutable=["batch_stats"])
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(BATCH), DATA.train_labels])
 
-    expected, expected_gradients = ours(variables["params"])
-    own = peer(config(FLOAT, alpha_l=0.0), model, variables["params"])
-    x = torch.tensor(np.asarray(X)).permute(0, 3, 1, 2)
-    labels = torch.tensor(LABELS).long()
-    loss = torch.nn.functional.cross_entropy(own.training_logits(x, False), labels)
-    loss.backward()
-    np.testing.assert_allclose(loss.item(), expected, rtol=2e-5)
-    assert deviation(own.gradients(), expected_gradients, expected_gradients) < 2e-5
+    losses, gradients = [], []
+    for precision in (torch.float64, torch.float32):
+        own = peer(config(FLOAT, alpha_l=0.0), model, variables["params"])
+        own.network.to(precision)
+        x = torch.tensor(np.asarray(X), dtype=precision).permute(0, 3, 1, 2)
+        labels = torch.tensor(LABELS).long()
+        loss = torch.nn.functional.cross_entropy(own.training_logits(x, False), labels)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(own.gradients())
+    loss, gradient = ours(variables["params"])
+    for value, found in ((loss, gradient), (losses[1], gradients[1])):
+        np.testing.assert_allclose(value, losses[0], rtol=2e-5)
+        assert deviation(found, gradients[0], gradients[0]) < 1e-4
 
 
 @MODELS
