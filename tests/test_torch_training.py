@@ -136,9 +136,13 @@ def test_loss_and_gradients_are_ours(model):
         losses.append(loss.item())
         gradients.append(own.gradients())
     loss, gradient = ours(variables["params"])
-    for value, found in ((loss, gradient), (losses[1], gradients[1])):
+    fast_variance = 5e-5 if model is RESNET else 2e-5
+    for value, found, most in (
+        (loss, gradient, fast_variance),
+        (losses[1], gradients[1], 2e-5),
+    ):
         np.testing.assert_allclose(value, losses[0], rtol=2e-5)
-        assert deviation(found, gradients[0], gradients[0]) < 1e-4
+        assert deviation(found, gradients[0], gradients[0]) < most
 
 
 @MODELS
