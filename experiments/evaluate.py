@@ -177,18 +177,18 @@ def _campaign(runs: Sequence[trained.Trained], workdir: str, devices: list[Any])
 
 def _subject(run: trained.Trained) -> Subject:
     """A network under test, by the choices of the flags."""
-    count = _RECALIBRATE.value
-    images = run.training_images(count, _DATA_DIR.value) if count else None
-    chip = _chip(run)
-    return as_subject(chip, run.variables, run.hardware, name=run.name, norm_images=images)
+    frozen_by, anew_by = _CALIBRATE.value, _RECALIBRATE.value
+    chip, images = on_hardware(run.model, _hardware(run)), np.empty(0)
+    if most := max(frozen_by, anew_by):
+        images = run.training_images(most, _DATA_DIR.value)
+    if frozen_by:
+        chip = _frozen(chip, run, images[:frozen_by])
+    norm_images = images[:anew_by] if anew_by else None
+    return as_subject(chip, run.variables, run.hardware, name=run.name, norm_images=norm_images)
 
 
-def _chip(run: trained.Trained) -> Any:
-    """A network on its hardware, its fraction lengths frozen where that is asked for."""
-    chip = on_hardware(run.model, _hardware(run))
-    if not _CALIBRATE.value:
-        return chip
-    images = run.training_images(_CALIBRATE.value, _DATA_DIR.value)
+def _frozen(chip: Any, run: trained.Trained, images: np.ndarray) -> Any:
+    """A network on its hardware, its fraction lengths frozen by images."""
     batches = np.array_split(images, -(-len(images) // _CALIBRATION_BATCH))
     return calibrate(chip, [(run.variables, batch) for batch in batches])
 
