@@ -62,16 +62,32 @@ def random(rng, *shape):
 @pytest.mark.parametrize(("k", "stride"), [(k, s) for k in (1, 3, 5) for s in (1, 2)])
 @pytest.mark.parametrize("size", [(3, 8, 6), (2, 7, 5)])
 def test_dense_convolution_and_gradients(k, stride, size):
+    ours = functools.partial(conv.conv2d, stride=stride)
+    native = functools.partial(conv.conv2d_native, stride=stride)
+    check_dense([ours, native], k, stride, size, 4, 6)
+
+
+@pytest.mark.parametrize(("k", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1, 1), (3, 4), (4, 8), (8, 3), (16, 16), (2, 17), (17, 2), (21, 18)]
+)
+def test_dense_convolution_and_gradients_of_few_channels(k, stride, inputs, outputs):
+    """Up to 16 columns are computed together where there are so many, as in this width, and few
+    channels.
+    """
+    ours = functools.partial(conv.conv2d, stride=stride)
+    check_dense([ours], k, stride, (2, 12, 16), inputs, outputs)
+
+
+def check_dense(forms, k, stride, size, inputs, outputs):
     rng = np.random.default_rng(k * 10 + stride)
-    x, kernel = random(rng, *size, 4), random(rng, k, k, 4, 6)
+    x, kernel = random(rng, *size, inputs), random(rng, k, k, inputs, outputs)
     win = windows(x, k, stride, 1)
     y = np.einsum("bhwijc,ijco->bhwo", win, kernel)
     g = random(rng, *y.shape)
     dx = window_gradient(np.einsum("bhwo,ijco->bhwijc", g, kernel), x.shape, stride, 1)
     dkernel = np.einsum("bhwijc,bhwo->ijco", win, g)
     args = (jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
-    forms = [lambda x, w: conv.conv2d(x, w, stride=stride)]
-    forms.append(lambda x, w: conv.conv2d_native(x, w, stride))
     for form in forms:
         got_y, (got_dx, got_dkernel) = value_and_gradients(form, g, *args)
         np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-4)
@@ -81,10 +97,12 @@ def test_dense_convolution_and_gradients(k, stride, size):
 
 @pytest.mark.parametrize("form", [conv.conv2d, lambda x, w: conv.conv2d_native(x, w, 1)])
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_dense_convolutions_of_codes_are_exact_in_bfloat16(form, k):
+@pytest.mark.parametrize("inputs", [20, 7])
+def test_dense_convolutions_of_codes_are_exact_in_bfloat16(form, k, inputs):
     """Against integers: every product and every partial sum here has less than 24 bits."""
     rng = np.random.default_rng(k)
-    x, kernel = rng.integers(-128, 128, (2, 6, 5, 20)), rng.integers(-128, 128, (k, k, 20, 8))
+    x = rng.integers(-128, 128, (2, 6, 8, inputs))
+    kernel = rng.integers(-128, 128, (k, k, inputs, 8))
     x[0], kernel[..., 0] = -128, -128  # the largest sums, too
     y = np.einsum("bhwijc,ijco->bhwo", windows(x, k, 1, 1), kernel)
     check_exact(form, x, kernel, y)

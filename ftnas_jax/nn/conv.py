@@ -7,7 +7,8 @@ pads differently at stride 2).
 On GPU and TPU these are XLA's convolutions with XLA's gradients. On CPU XLA runs gradient
 convolutions in a naive loop once they stand inside a scan or a switch, 50 times slower, and
 depthwise ones everywhere. There, the gradients are written as forward convolutions and depthwise
-convolutions as sums of shifted slices. The choice is made while tracing.
+convolutions as sums of shifted slices; dense ones are those of `ftnas_jax.nn.narrow`, for which few
+channels are no obstacle. The choice is made while tracing.
 """
 
 import functools
@@ -19,13 +20,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-EXACT = lax.Precision.HIGHEST
-"""Matrix units that round codes to fewer bits would compute another network."""
+from ftnas_jax.nn.narrow import EXACT, LAYOUT, Padding, convolve, correlate
 
 _CACHE_POSITIONS = 8192
 """Image positions that a loop over images works on at a time (CPU)."""
+
+_GRADIENT_POSITIONS = 2048
+"""The same where gradients of dense kernels are added up, whose copies of x are large."""
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -79,7 +80,7 @@ def conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilation: int = 
         (stride, stride),
         [(pad, pad)] * 2,
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=_LAYOUT,
+        dimension_numbers=LAYOUT,
         feature_group_count=groups,
         precision=EXACT,
         preferred_element_type=jnp.float32,
@@ -93,17 +94,14 @@ def depthwise_conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilati
 
 # On CPU: forward at any stride, gradients by convolutions at stride 1
 
-_Padding = tuple[tuple[int, int], tuple[int, int]]
-"""Pixels before and after the rows, and the columns; hashable."""
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv2d_cpu(x, kernel, stride):
-    return conv2d_native(x, kernel, stride)
+    pad = (kernel.shape[0] - 1) // 2
+    return convolve(x, kernel, stride, ((pad, pad), (pad, pad)))
 
 
 def _conv2d_cpu_forward(x, kernel, stride):
-    return conv2d_native(x, kernel, stride), (x, kernel)
+    return _conv2d_cpu(x, kernel, stride), (x, kernel)
 
 
 def _conv2d_cpu_backward(stride, residuals, g):
@@ -174,7 +172,7 @@ def _by_phases(at_stride_1: Callable[..., Any], stride: int, dilation: int, x, k
     return functools.reduce(jnp.add, parts)
 
 
-def _back(padding: _Padding, taps: Sequence[int], dilation: int) -> _Padding:
+def _back(padding: Padding, taps: Sequence[int], dilation: int) -> Padding:
     """The padding of an output's gradient that gives the one of the input."""
     rows, columns = (
         (dilation * (t - 1) - before, dilation * (t - 1) - after)
@@ -186,9 +184,7 @@ def _back(padding: _Padding, taps: Sequence[int], dilation: int) -> _Padding:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense_at_stride_1(x, kernel, padding, dilation):
     del dilation  # 1: dense convolutions have none
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT, precision=EXACT
-    )
+    return convolve(x, kernel, 1, padding)
 
 
 def _dense_forward(x, kernel, padding, dilation):
@@ -205,21 +201,16 @@ def _dense_backward(padding, dilation, residuals, g):
 _dense_at_stride_1.defvjp(_dense_forward, _dense_backward)
 
 
-def _dense_kernel_gradient(x: jax.Array, g: jax.Array, shape, padding: _Padding) -> jax.Array:
-    """[rows, columns, I, O] of `shape`: correlation of x [B, H, W, I] with g [B, h, w, O].
+def _dense_kernel_gradient(x: jax.Array, g: jax.Array, shape, padding: Padding) -> jax.Array:
+    """[rows, columns, I, O] of `shape`: correlation of x [B, H, W, I] with g [B, h, w, O]."""
+    rows, columns, inputs, outputs = shape
+    if inputs > outputs:  # the other way round is the same, backwards, and its products are wider
+        turned = (rows, columns, outputs, inputs)
+        gradient = _dense_kernel_gradient(g, x, turned, _back(padding, shape[:2], 1))
+        return jnp.swapaxes(gradient[::-1, ::-1], 2, 3)
 
-    It is a convolution in which channels are the images, images the channels and g the kernel.
-    """
-
-    def add_chunk(total, chunk):
-        xs, gs = chunk
-        lhs, rhs = jnp.transpose(xs, (3, 1, 2, 0)), jnp.transpose(gs, (1, 2, 0, 3))
-        part = lax.conv_general_dilated(lhs, rhs, (1, 1), padding, dimension_numbers=_LAYOUT)
-        return total + part, None
-
-    start = jnp.zeros((shape[2], *shape[:2], shape[3]), x.dtype)
-    total, _ = lax.scan(add_chunk, start, _in_chunks(x, g))
-    return jnp.transpose(total, (1, 2, 0, 3))
+    of_chunk = functools.partial(correlate, shape=shape, padding=padding)
+    return _sum_of_chunks(of_chunk, x, g, positions=_GRADIENT_POSITIONS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -235,13 +226,16 @@ def _depthwise_backward(padding, dilation, residuals, g):
     x, kernel = residuals
     back = _back(padding, kernel.shape[:2], dilation)
     dx = _depthwise_sum(g, kernel[::-1, ::-1], back, 1, dilation)
-    return dx, _depthwise_kernel_gradient(x, g, kernel.shape, padding, dilation)
+    of_chunk = functools.partial(
+        _depthwise_kernel_gradient, shape=kernel.shape, padding=padding, dilation=dilation
+    )
+    return dx, _sum_of_chunks(of_chunk, x, g)
 
 
 _depthwise_at_stride_1.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def _depthwise_sum(x, kernel, padding: _Padding, stride: int, dilation: int) -> jax.Array:
+def _depthwise_sum(x, kernel, padding: Padding, stride: int, dilation: int) -> jax.Array:
     """Of shifted slices of x [B, H, W, C], each times its tap of a kernel [rows, columns, C]."""
     taps = kernel.astype(jnp.float32).reshape(-1, 1, 1, 1, kernel.shape[-1])
 
@@ -253,7 +247,7 @@ def _depthwise_sum(x, kernel, padding: _Padding, stride: int, dilation: int) -> 
     return in_loop(some_images, x)
 
 
-def _depthwise_kernel_gradient(x, g, shape, padding: _Padding, dilation: int) -> jax.Array:
+def _depthwise_kernel_gradient(x, g, shape, padding: Padding, dilation: int) -> jax.Array:
     """[rows, columns, C] of `shape`: for every tap the shifted x times g, summed over positions."""
     padded = _pad(x, padding)
     batch, height, width, channels = g.shape
@@ -278,7 +272,7 @@ def _depthwise_kernel_gradient(x, g, shape, padding: _Padding, dilation: int) ->
 def shifted_slices(
     x: jax.Array,
     taps: Sequence[int],
-    padding: _Padding,
+    padding: Padding,
     stride: int = 1,
     dilation: int = 1,
     fill: float = 0.0,
@@ -294,7 +288,7 @@ def shifted_slices(
     ]
 
 
-def _pad(x: jax.Array, padding: _Padding, fill: float = 0.0) -> jax.Array:
+def _pad(x: jax.Array, padding: Padding, fill: float = 0.0) -> jax.Array:
     """x with the border that a window reaches into."""
     return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
 
@@ -324,10 +318,20 @@ def in_loop(function, *xs: jax.Array) -> jax.Array:
     return out.reshape(batch, *out.shape[2:])
 
 
-def _in_chunks(*xs: jax.Array) -> tuple[jax.Array, ...]:
+def _sum_of_chunks(function, *xs: jax.Array, positions: int = _CACHE_POSITIONS) -> jax.Array:
+    """The sum of what `function` returns for a few images at a time."""
+    chunks, one = _in_chunks(*xs, positions=positions), jax.eval_shape(function, *xs)
+
+    def add_chunk(total, chunk):
+        return total + function(*chunk), None
+
+    return lax.scan(add_chunk, jnp.zeros(one.shape, one.dtype), chunks)[0]
+
+
+def _in_chunks(*xs: jax.Array, positions: int = _CACHE_POSITIONS) -> tuple[jax.Array, ...]:
     """All tensors as [chunks, images, ...], at least two chunks where there are two images."""
     batch, height, width = xs[0].shape[:3]
-    images = max(1, min(batch // 2, _CACHE_POSITIONS // (height * width)))
+    images = max(1, min(batch // 2, positions // (height * width)))
     while batch % images:
         images -= 1
     return tuple(a.reshape(batch // images, images, *a.shape[1:]) for a in xs)
