@@ -1,4 +1,4 @@
-"""Layers' kernels, forward and backward, at the sizes of the paper's network.
+"""Layers' kernels, forward and backward, at the sizes of the paper's network and of a narrow one.
 
 Ours run inside a loop, some images at a time, first forward and then backward, as they do in a
 search, and as there a CPU's two devices work side by side, each on inputs of its own. The
@@ -71,7 +71,7 @@ class Kernel:
 
 
 def network_kernels() -> list[Kernel]:
-    """Those of a network of 20 channels on images of 32 x 32."""
+    """Those of a network of 20 channels on images of 32 x 32, and dense ones of 4 channels."""
     normal, reduction = ((32, 20), (16, 40), (8, 80)), ((32, 40), (16, 80))
     kernels = [
         Kernel("depthwise", k, *place, stride, dilation)
@@ -80,7 +80,9 @@ def network_kernels() -> list[Kernel]:
         for k in (3, 5)
         for place in places
     ]
-    return kernels + [Kernel("dense", k, *place) for k in (1, 3, 5) for place in normal]
+    kernels += [Kernel("dense", k, *place) for k in (1, 3, 5) for place in normal]
+    narrow = ((32, 4), (16, 8), (8, 16))
+    return kernels + [Kernel("dense", k, *place) for k in (3, 5) for place in narrow]
 
 
 class OurKernels:
