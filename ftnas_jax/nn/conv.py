@@ -94,6 +94,7 @@ def depthwise_conv2d_native(x: jax.Array, kernel: jax.Array, stride: int, dilati
 
 # On CPU: forward at any stride, gradients by convolutions at stride 1
 
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv2d_cpu(x, kernel, stride):
     pad = (kernel.shape[0] - 1) // 2
