@@ -146,7 +146,7 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
         edges: by operation the edges that its parameters are stacked over; None for all edges.
 
     Returns:
-        Inner nodes [B-2, B, h, w, C] and statistics [connections, NORM_SLOTS, 2, C].
+        Inner nodes, each [B, h, w, C], and statistics [connections, NORM_SLOTS, 2, C].
     """
     nodes, statistics, summands = list(inputs), [], []
     for place, (source, op) in enumerate(cell):
@@ -171,7 +171,7 @@ def static_cell(spec: CellSpec, params, running, inputs, cell: Cell, draw: Draw,
             spec.hardware.note(node, node, "stored", 0, total, written, faults)
             nodes.append(written)
             summands = []
-    return jnp.stack(nodes[INPUT_NODES:]), jnp.stack(statistics)
+    return nodes[INPUT_NODES:], jnp.stack(statistics)
 
 
 def _own_parameters(params, name: str, edge: int, edges):
