@@ -79,6 +79,15 @@ def test_dense_convolution_and_gradients_of_few_channels(k, stride, inputs, outp
     check_dense([ours], k, stride, (2, 12, 16), inputs, outputs)
 
 
+@pytest.mark.parametrize("size", [(2, 1, 1), (1, 1, 4), (3, 2, 1), (2, 3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_convolutions_and_gradients_of_images_smaller_than_a_stride(size, stride):
+    ours = functools.partial(conv.conv2d, stride=stride)
+    check_dense([ours], 3, stride, size, 3, 5)
+    depthwise = functools.partial(conv.depthwise_conv2d, stride=stride)
+    check_depthwise([depthwise], 3, stride, 1, size)
+
+
 def check_dense(forms, k, stride, size, inputs, outputs):
     rng = np.random.default_rng(k * 10 + stride)
     x, kernel = random(rng, *size, inputs), random(rng, k, k, inputs, outputs)
@@ -127,18 +136,22 @@ def check_exact(form, x, kernel, y):
 
 @pytest.mark.parametrize(("k", "stride", "dilation"), [c for c in CASES if c[0] > 1])
 def test_depthwise_convolution_and_gradients(k, stride, dilation):
+    forms = [
+        lambda x, w: conv.depthwise_conv2d(x, w, stride=stride, dilation=dilation),
+        lambda x, w: conv.depthwise_conv2d_native(x, w, stride, dilation),
+    ]
+    check_depthwise(forms, k, stride, dilation, (2, 8, 7))
+
+
+def check_depthwise(forms, k, stride, dilation, size):
     rng = np.random.default_rng(k * 100 + stride * 10 + dilation)
-    x, kernel = random(rng, 2, 8, 7, 5), random(rng, k, k, 5)
+    x, kernel = random(rng, *size, 5), random(rng, k, k, 5)
     win = windows(x, k, stride, dilation)
     y = np.einsum("bhwijc,ijc->bhwc", win, kernel)
     g = random(rng, *y.shape)
     dx = window_gradient(np.einsum("bhwc,ijc->bhwijc", g, kernel), x.shape, stride, dilation)
     dkernel = np.einsum("bhwijc,bhwc->ijc", win, g)
     args = (jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
-    forms = [
-        lambda x, w: conv.depthwise_conv2d(x, w, stride=stride, dilation=dilation),
-        lambda x, w: conv.depthwise_conv2d_native(x, w, stride, dilation),
-    ]
     for form in forms:
         got_y, (got_dx, got_dkernel) = value_and_gradients(form, g, *args)
         np.testing.assert_allclose(got_y, y, rtol=1e-5, atol=1e-4)

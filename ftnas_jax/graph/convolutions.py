@@ -3,9 +3,10 @@
 On CPU XLA runs depthwise convolutions and their gradients some ten times slower than they can be
 run, gradients of dense kernels up to four times, those of 1x1 convolutions, which are products
 here, three to six times, dense convolutions of few channels two to six times, and all gradients of
-convolutions in loops fifty times. Results are the same up to rounding. Of dense convolutions wider
-than 1x1 and of depthwise ones forward-mode differentiation, `jax.jvp`, is not to be had. Off CPU,
-and where stride, padding or layout are others, XLA's convolution stays.
+convolutions in loops fifty times. Results are the same up to rounding, except that a pixel which is
+not finite spoils more of its row (`ftnas_jax.nn.narrow`). Of dense convolutions wider than 1x1 and
+of depthwise ones forward-mode differentiation, `jax.jvp`, is not to be had. Off CPU, and where
+stride, padding or layout are others, XLA's convolution stays.
 """
 
 from collections.abc import Sequence

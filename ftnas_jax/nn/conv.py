@@ -150,6 +150,8 @@ def _phases(size: int, k: int, stride: int, dilation: int) -> list[_Phase]:
     for first in range(min(k, step)):
         begin = dilation * (first - (k - 1) // 2)
         start, taps = begin % stride, len(range(first, k, step))
+        if start >= size:
+            continue  # these taps read nothing but padding
         pixels, outputs = len(range(start, size, stride)), -(-size // stride)
         before = (start - begin) // stride
         after = outputs + apart * (taps - 1) - before - pixels
@@ -290,8 +292,9 @@ def shifted_slices(
 
 
 def _pad(x: jax.Array, padding: Padding, fill: float = 0.0) -> jax.Array:
-    """x with the border that a window reaches into."""
-    return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
+    """x with the border that a window reaches into, without one, if negative, that it does not."""
+    widths = [(before, after, 0) for before, after in ((0, 0), *padding, (0, 0))]
+    return lax.pad(x, jnp.asarray(fill, x.dtype), widths)
 
 
 def spread(g: jax.Array, shape: tuple[int, ...], stride: int, fill: float = 0) -> jax.Array:

@@ -1,11 +1,13 @@
 """Dense convolutions of few channels, with columns of pixels in the place of channels (for CPU).
 
-XLA's kernels for CPU take 16 channels at a time and, where there are 4 or 8, do little with most of
-what they load: a convolution of 4 channels runs at a twentieth of the rate of one of 40. So what is
-computed here are the outputs of several neighbouring columns at once, as channels of one
-convolution. Its kernel is wider and has the taps of each column at another place, with zeros around
-them: two to six times less time for up to three times the arithmetic (`python -m benchmarks
-kernels`).
+XLA's kernels for CPU fill vectors of 16 numbers with output channels and, where there are 4 or 8 of
+them, leave most of each empty: a convolution of 4 channels runs at a twentieth of the rate of one
+of 40. So the outputs of several neighbouring columns are computed at once, as channels of one
+convolution. Its kernel is wider, and has the taps of each column at another place with zeros around
+them: several times the arithmetic in a fraction of the time.
+
+Those zeros are multiplied with pixels of neighbouring windows: one that is not finite makes NaN of
+further outputs of its row, too.
 """
 
 import jax
@@ -18,10 +20,10 @@ EXACT = lax.Precision.HIGHEST
 """Matrix units that round codes to fewer bits would compute another network."""
 
 _FEW = 16
-"""Up to so many channels columns are worth more than the arithmetic that they cost."""
+"""Of up to so many channels, in and out, more than one column is computed at once."""
 
 _ALIGNED = 4
-"""XLA's kernels read so many channels at a time; others are copied one by one."""
+"""Input channels that XLA's kernels read at a time; a number that this does not divide is slow."""
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Pixels before and after the rows, and the columns; hashable."""
@@ -60,7 +62,7 @@ def correlate(x: jax.Array, g: jax.Array, shape: tuple[int, ...], padding: Paddi
     rows, columns, inputs, outputs = shape
     together = _together(outputs, g.shape[2])
     g = g.reshape(*g.shape[:2], g.shape[2] // together, together * outputs)
-    found = lax.conv_general_dilated(
+    wide = lax.conv_general_dilated(
         jnp.transpose(x, (3, 1, 2, 0)),
         jnp.transpose(g, (1, 2, 0, 3)),
         (1, 1),
@@ -69,14 +71,13 @@ def correlate(x: jax.Array, g: jax.Array, shape: tuple[int, ...], padding: Paddi
         dimension_numbers=LAYOUT,
         precision=EXACT,
     )
-    found = jnp.transpose(found, (1, 2, 0, 3))  # as the kernel of `together` columns
-    narrow = jax.ShapeDtypeStruct((rows, columns, inputs, outputs), found.dtype)
-    (gradient,) = jax.linear_transpose(lambda k: _for_columns(k, together, 1), narrow)(found)
-    return gradient
+    of_column = wide.reshape(inputs, rows, -1, together, outputs)
+    total = sum(of_column[:, :, j : j + columns, j] for j in range(together))
+    return jnp.transpose(total, (1, 2, 0, 3))
 
 
 def _together(channels: int, width: int) -> int:
-    """How many of `width` columns to compute at once: a power of two, 1 for enough channels."""
+    """How many of `width` columns of outputs to compute at once: a power of two, or 1."""
     together = 1
     while together * channels <= _FEW and width % (2 * together) == 0:
         together *= 2
@@ -84,25 +85,18 @@ def _together(channels: int, width: int) -> int:
 
 
 def _for_columns(kernel: jax.Array, together: int, stride: int) -> jax.Array:
-    """The kernel whose channels are those of `together` columns.
+    """The kernel whose channels are those of `together` columns, one after the other.
 
     Args:
         kernel: [rows, columns, I, O].
         together: how many.
-        stride: between them.
+        stride: pixels between the taps of one column and those of the next.
 
     Returns:
-        [rows, columns + stride (together - 1), I, together · O], where the taps of every column
-        begin `stride` after those of the one before it.
+        [rows, columns + stride (together - 1), I, together · O].
     """
-    rows, columns, inputs, outputs = kernel.shape
-    wide = columns + stride * (together - 1)
-    # Copies of the taps, each followed by zeros, read in rows that are shorter by a stride.
-    spaced = _pad(kernel, 1, wide + stride - columns)
-    copies = jnp.broadcast_to(spaced[:, None], (rows, together, *spaced.shape[1:]))
-    flat = copies.reshape(rows, -1, inputs, outputs)[:, : together * wide]
-    shifted = flat.reshape(rows, together, wide, inputs, outputs)
-    return jnp.transpose(shifted, (0, 2, 3, 1, 4)).reshape(rows, wide, inputs, -1)
+    own = ((stride * j, stride * (together - 1 - j)) for j in range(together))
+    return jnp.concatenate([jnp.pad(kernel, ((0, 0), o, (0, 0), (0, 0))) for o in own], axis=3)
 
 
 def _pad(x: jax.Array, axis: int, count: int) -> jax.Array:
