@@ -54,7 +54,7 @@ def _readme(path: Path, config, job: Training, state: TrainingState, history) ->
             "What many chips say, with an interval over them:",
             "",
             "```",
-            f"python -m experiments.evaluate {shlex.join(_evaluation(path, config))}",
+            f"python -m experiments.evaluate {shlex.join(_evaluation(path, config, job, state))}",
             "```",
             "",
             *_FILES,
@@ -63,9 +63,10 @@ def _readme(path: Path, config, job: Training, state: TrainingState, history) ->
     )
 
 
-def _evaluation(path: Path, config) -> list[str]:
+def _evaluation(path: Path, config, job: Training, state: TrainingState) -> list[str]:
     folder = os.path.relpath(path)
-    faults = config["faults"] or train_defaults.get_config().faults
+    trained_under = faults_of(config, job.config, int(state.trial))
+    faults = trained_under or train_defaults.get_config().faults
     return ["--run", folder, "--workdir", f"{folder}-campaign", "--faults", str(faults)]
 
 

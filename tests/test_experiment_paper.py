@@ -360,6 +360,56 @@ def test_the_exit_code_of_a_run_is_passed_on(tmp_path, monkeypatch):
     assert not (tmp_path / "table-tiny.md").exists()
 
 
+def test_a_run_that_fails_stops_none_but_those_that_need_it(tmp_path, monkeypatch, capsys):
+    folders = []
+
+    def call(command):
+        folders.append(command[-1].rpartition("/")[2])
+        return 1 if folders[-1] == "search-mibb" else 0
+
+    monkeypatch.setattr(paper, "_call", call)
+    assert paper.make([SMALL], scale(), str(tmp_path)) == 1
+    linear = "tests.small_models-Linear-adsaf"
+    assert folders == [f"train-{linear}", f"eval-{linear}-stuck", "search-mibb"]
+    told = capsys.readouterr()
+    assert told.out.count("left out: ") == 2
+    names = "search-mibb, train-found-mibb-clean, eval-found-mibb-clean-stuck"
+    assert told.err == f"failed: {names}; the same command tries them again\n"
+    assert set(json.loads((tmp_path / "done.json").read_text())) == set(folders[:2])
+    assert "| Linear |" in (tmp_path / "table-tiny.md").read_text()
+
+
+def test_only_rows_that_were_asked_for_are_run(tmp_path, capsys):
+    assert paper.make([TABLES["5"]], scale(), str(tmp_path), "list", rows=["W-FTT-*-20"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("\n") == 2
+    assert listed.count("train-w_ftt_net_20-adsaf") == 2
+    with pytest.raises(InputError, match="--rows is 'W_FTT', and no row is; there are Linear, F-F"):
+        paper.make([SMALL], scale(), str(tmp_path), "list", rows=["W_FTT"])
+
+
+def test_rates_that_the_rule_kept_are_those_of_trainings_that_ended(tmp_path):
+    row = Row("ResNet-18", "resnet18", "mibb", 79.2, (60.6,))
+    plan = Plan(scale(epochs=2, seeds=3, p_m="3e-4,1e-4,3e-5"), tmp_path)
+    assert report._trained_under(plan, row) == "p_m=?"
+    for seed, (epoch, rate) in enumerate([(2, 1e-4), (1, 3e-4), (2, 3e-5)]):
+        folder = tmp_path / plan.training(row, seed).name
+        folder.mkdir()
+        line = json.dumps({"epoch": epoch, "train/rate": rate})
+        (folder / "metrics.jsonl").write_text(line + "\n")
+    assert report._trained_under(plan, row) == "p_m=0.0001 or 3e-05"
+
+
+def test_costs_are_those_of_the_images_trained_on(tmp_path):
+    plan = Plan(scale(), tmp_path)
+    row = Row("Linear", "tests.small_models:Linear", "adsaf")
+    assert report._costs(plan, row).macs == 32 * 32 * 3 * 10
+    folder = tmp_path / plan.training(row, 0).name
+    folder.mkdir()
+    (folder / "data.json").write_text(json.dumps({"image_shape": [8, 8, 1], "num_classes": 7}))
+    assert report._costs(plan, row).macs == 8 * 8 * 7
+
+
 def test_signals_reach_the_run():
     program = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
     assert paper_call(program) == 128 + signal.SIGTERM

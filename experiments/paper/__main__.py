@@ -2,21 +2,25 @@
 
     python -m experiments.paper --table 4 --scale configs/paper_small.py --workdir runs/paper-small
     python -m experiments.paper --table 1,2,4,5,6,7,fig9,primitives,weights --list ...
+    python -m experiments.paper --table 5 --rows ResNet-18 --rows 'W-FTT-*' ...
     python -m experiments.paper --table 5 --collect ...
 
 Searches, trainings and campaigns that a table needs are run one after the other, each in a
 directory of its own under the workdir and by a command that is printed; what is done is not done
-again. The same command goes on after an interruption. Then the table is written beside the paper's
-numbers: table-4.md, table-4.csv, and curves where rates were swept. Fields of the scale are
-overridden as --scale.epochs=2.
+again. The same command goes on after an interruption. Runs that fail are named at the end, and stop
+none but those that need them. Then the table is written beside the paper's numbers: table-4.md,
+table-4.csv, and curves where rates were swept. Fields of the scale are overridden as
+--scale.epochs=2.
 """
 
+import dataclasses
+import fnmatch
 import json
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +43,9 @@ _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}."
 _SCALE = config_flags.DEFINE_config_file(
     "scale", "configs/paper_small.py", "Python file with get_config(); see configs/paper_full.py."
 )
+_ROWS = flags.DEFINE_multi_string(
+    "rows", [], "Run only what rows of this architecture need, as in W-FTT-*; may be repeated."
+)
 _COLLECT = flags.DEFINE_bool("collect", False, "Run nothing; write the tables of what is there.")
 _LIST = flags.DEFINE_bool("list", False, "Run nothing; print the commands that are left to run.")
 
@@ -57,6 +64,7 @@ def make(
     workdir: str,
     mode: Mode = "run",
     devices: int = 0,
+    rows: Sequence[str] = (),
 ) -> int:
     """Run what tables need, or go on, and write them; returns an exit code.
 
@@ -67,6 +75,8 @@ def make(
         mode: whether to `run` what is left to run and write the tables, to `collect` what is there,
             or to `list` what is left.
         devices: for the runs; 0 leaves it to them.
+        rows: patterns of the architectures to run, as `fnmatch` takes them; empty for all. Tables
+            are written whole.
 
     Raises:
         InputError: for bad input.
@@ -81,16 +91,35 @@ def make(
             with explain_os_errors(f"write {folder / file}"):
                 (folder / file).parent.mkdir(exist_ok=True)
                 write_atomically(folder / file, text + "\n")
-    runs = list(dict.fromkeys(run for table in tables for run in plan.runs(table)))
+    wanted = _only(tables, rows)
+    runs = list(dict.fromkeys(run for table in wanted for run in plan.runs(table)))
     left = [run for run in runs if not _is_done(run, folder)]
     if mode == "list":
         print("\n".join(f"python {shlex.join(run.command(folder))}" for run in left))
         return 0
     code = _run_all(left, folder, devices) if mode == "run" else 0
-    if code == 0:
+    if not _is_signal(code):
         for table in tables:
             print(report.write(table, plan))
     return code
+
+
+def _only(tables: list[Table], patterns: Sequence[str]) -> list[Table]:
+    """Tables with the rows that a pattern fits; all of them without patterns."""
+    if not patterns:
+        return tables
+    labels = [row.label for table in tables for row in table.rows]
+    for pattern in patterns:
+        if not fnmatch.filter(labels, pattern):
+            known = ", ".join(dict.fromkeys(labels))
+            raise InputError(f"--rows is {pattern!r}, and no row is; there are {known}")
+    return [
+        dataclasses.replace(
+            table,
+            rows=tuple(r for r in table.rows if any(fnmatch.fnmatch(r.label, p) for p in patterns)),
+        )
+        for table in tables
+    ]
 
 
 def _keep_to(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
@@ -111,17 +140,32 @@ def _keep_to(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
 
 
 def _run_all(runs: list[Run], folder: Path, devices: int) -> int:
-    """The exit code of the first run that did not end well, or 0."""
+    """The exit code of the run that a signal ended, of the first one that failed, or 0."""
+    failed: dict[str, int] = {}
     for number, run in enumerate(runs, 1):
         command = run.command(folder) + ([f"--devices={devices}"] if devices else [])
         print(f"[{number}/{len(runs)}] python {shlex.join(command)}", flush=True)
+        if run.needs in failed:
+            print(f"left out: {run.needs} failed", flush=True)
+            failed[run.name] = failed[run.needs]
+            continue
         code = _call([sys.executable, *command])
-        if code:
+        if _is_signal(code):
             return code
+        if code:
+            failed[run.name] = code
+            continue
         done = read_json(folder / _DONE) or {}
         done[run.name] = list(run.arguments)
         write_atomically(folder / _DONE, json.dumps(done, indent=1, sort_keys=True) + "\n")
-    return 0
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+    return next(iter(failed.values()), 0)
+
+
+def _is_signal(code: int) -> bool:
+    """Whether an exit code says that somebody wanted a process to end."""
+    return code - 128 in (signal.SIGTERM, signal.SIGINT)
 
 
 def _call(command: list[str]) -> int:
@@ -177,7 +221,7 @@ def _check_scale(scale: Mapping[str, Any]) -> None:
 
 
 def _check_flags() -> None:
-    _tables()
+    _only(_tables(), _ROWS.value)
     _scale()
     _mode()
 
@@ -192,6 +236,8 @@ def _tables() -> list[Table]:
 
 if __name__ == "__main__":
     cli.launch_without_devices(
-        lambda workdir: make(_tables(), _scale(), workdir, _mode(), cli.devices_asked()),
+        lambda workdir: make(
+            _tables(), _scale(), workdir, _mode(), cli.devices_asked(), _ROWS.value
+        ),
         _check_flags,
     )

@@ -21,8 +21,10 @@ from ftnas_jax.costs import Costs, costs_at
 from ftnas_jax.errors import as_input_error
 from ftnas_jax.models import by_name
 from ftnas_jax.plots.style import PALETTE, STYLE, save_figure, scale_rates
+from ftnas_jax.run import read_json
 
-_IMAGE = (32, 32, 3)
+_CIFAR10 = {"image_shape": (32, 32, 3), "num_classes": 10}
+"""What networks are taken to be for while no training has said."""
 
 
 class Cell(NamedTuple):
@@ -105,8 +107,10 @@ def _costs(plan: Plan, row: Row) -> Costs | None:
         search = row.network.partition(":")[2]
         if not (plan.folder / f"search-{search}" / "genotype.json").exists():
             return None
+    data = read_json(plan.folder / plan.training(row, 0).name / trained.DATA) or _CIFAR10
     with as_input_error():
-        return costs_at(by_name(plan.network(row.network), 10), _IMAGE)
+        network = by_name(plan.network(row.network), data["num_classes"])
+        return costs_at(network, tuple(data["image_shape"]))
 
 
 def _trained_under(plan: Plan, row: Row) -> str:
@@ -117,11 +121,19 @@ def _trained_under(plan: Plan, row: Row) -> str:
         return "p=0.08"
     if row.recipe != "mibb":
         return f"p_m={row.recipe.removeprefix('mibb_')}"
-    path = plan.folder / plan.training(row, 0).name / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     tried = plan.scale["p_m"]
-    kept = f"{rows[-1]['train/rate']:g}" if rows and "train/rate" in rows[-1] else tried
-    return f"p_m={kept}" if "," not in kept else "p_m=?"
+    if "," not in tried:
+        return f"p_m={tried}"
+    kept = {_kept(plan, row, seed) for seed in range(plan.scale["seeds"])} - {None}
+    return f"p_m={' or '.join(sorted(kept)) or '?'}"
+
+
+def _kept(plan: Plan, row: Row, seed: int) -> str | None:
+    """The rate that the rule kept; None before the training has ended."""
+    path = plan.folder / plan.training(row, seed).name / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    last = json.loads(lines[-1]) if lines else {"epoch": 0}
+    return f"{last['train/rate']:g}" if last["epoch"] == plan.scale["epochs"] else None
 
 
 # As text

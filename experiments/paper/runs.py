@@ -24,11 +24,13 @@ class Run:
         name: of its directory within the folder of all runs.
         module: as in `python -m MODULE`.
         arguments: without the directory.
+        needs: the name of the run whose results it takes, if any.
     """
 
     name: str
     module: str
     arguments: tuple[str, ...]
+    needs: str | None = None
 
     def command(self, folder: Path) -> list[str]:
         """What follows `python`."""
@@ -47,9 +49,9 @@ class Plan:
         self.scale, self.folder = scale, folder
 
     def runs(self, table: Table) -> list[Run]:
-        """All runs of a table, row by row, those that others need before them."""
+        """All runs of a table, row by row, those that others need before them, searches last."""
         found: dict[Run, None] = {}
-        for row in table.rows:
+        for row in sorted(table.rows, key=lambda row: _search_of(row.network) is not None):
             search = _search_of(row.network)
             if search is not None:
                 found[self.search(search)] = None
@@ -78,12 +80,15 @@ class Plan:
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
         arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
-        return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments)
+        search = _search_of(row.network)
+        needs = search and self.search(search).name
+        return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments, needs)
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
         """The campaign on a row's network under a sweep."""
+        training = self.training(row, seed).name
         arguments = (
-            *("--run", str(self.folder / self.training(row, seed).name)),
+            *("--run", str(self.folder / training)),
             *("--faults", sweep.faults),
             *("--rates", ",".join(f"{rate:g}" for rate in sweep.rates)),
             *("--weight_encoding", sweep.encoding),
@@ -94,7 +99,7 @@ class Plan:
             *self._data_dir(),
         )
         name = f"eval-{self._name(row, seed)}-{sweep.name}"
-        return Run(name, "experiments.evaluate", arguments)
+        return Run(name, "experiments.evaluate", arguments, training)
 
     def network(self, name: str) -> str:
         """The name of a row's network as `ftnas_jax.models.by_name` takes it."""

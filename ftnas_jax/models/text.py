@@ -88,12 +88,13 @@ def _find(name: str) -> tuple[Callable[..., Any], str, str]:
 
 def _imported(module: str, name: str) -> Callable[..., Any]:
     try:
-        found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
+        there = importlib.import_module(module)
+    except Exception as error:  # whatever a file of the user's raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"network {module}:{name}: {reason}") from error
-    except AttributeError as error:
-        raise ValueError(f"network {module}:{name}: {module} has no {name!r}") from error
+    if not hasattr(there, name):
+        raise ValueError(f"network {module}:{name}: {module} has no {name!r}")
+    found = getattr(there, name)
     if isinstance(found, nn.Module):
         return lambda: found
     if not callable(found):

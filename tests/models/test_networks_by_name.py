@@ -140,6 +140,14 @@ def test_a_file_that_is_no_genotype(tmp_path):
         by_name(f"genotype:{file}", 10)
 
 
+def test_a_file_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    (tmp_path / "broken_nets.py").write_text("import jax\nNet = jax.numpyy.zeros\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="network broken_nets:Net: .*'numpyy'") as error:
+        by_name("broken_nets:Net", 10)
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_named_can_be_called():
     """With images alone, and with train, as shapes."""
     images = jax.ShapeDtypeStruct((2, 32, 32, 1), "float32")
