@@ -124,8 +124,8 @@ def _trained_under(plan: Plan, row: Row) -> str:
     tried = plan.scale["p_m"]
     if "," not in tried:
         return f"p_m={tried}"
-    kept = {_kept(plan, row, seed) for seed in range(plan.scale["seeds"])} - {None}
-    return f"p_m={' or '.join(sorted(kept)) or '?'}"
+    kept = (_kept(plan, row, seed) for seed in range(plan.scale["seeds"]))
+    return f"p_m={' or '.join(sorted({rate for rate in kept if rate})) or '?'}"
 
 
 def _kept(plan: Plan, row: Row, seed: int) -> str | None:
