@@ -82,6 +82,17 @@ def rows(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_an_nnx_module_trains_and_is_loaded_as_any_other(tmp_path):
+    assert run(tmp_path, network="tests.small_models:NnxNormed,width=20", epochs=4) == 0
+    last = rows(tmp_path)[-1]
+    assert last["test/accuracy_clean"] > 0.5  # of ten digits
+    loaded = trained.load(tmp_path)
+    images, labels = loaded.test_set()
+    logits = loaded.model.apply(loaded.variables, images, train=False)
+    accuracy = np.mean(np.argmax(logits, -1) == labels)
+    assert accuracy == pytest.approx(last["test/accuracy_clean"], abs=0.05)  # but in fixed point
+
+
 # The run directory
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
+from flax import nnx
 
 from ftnas_jax.models.cells import genotype_network, read_genotype, w_ftt_net
 from ftnas_jax.models.mobilenet import MobileNetV2
+from ftnas_jax.models.nnx_network import NnxNetwork
 from ftnas_jax.models.resnet import ResNet18
 from ftnas_jax.models.vgg import VGG16
 
@@ -26,8 +28,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 _OTHERS = ("genotype:FILE", "package.module:Name")
 _GENOTYPE_TEXT = re.compile(r"\s*\w+\s*=\s*\[")
-_OF_MODULES = ("parent", "name")
-"""Fields of every linen module, which are no options."""
+_OF_MODULES = ("parent", "name", "rngs")
+"""Fields of every linen module, and what every nnx module is built with, which are no options."""
 
 
 def by_name(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -40,7 +42,8 @@ def by_name(name: str, num_classes: int, **options: Any) -> nn.Module:
             `genotype:FILE`, or a genotype itself, with those of `genotype_network`: FILE holds a
             genotype as text, or is a search's genotype.json, of which the best is taken, with the
             preprocessing that it was found with;
-            `package.module:Name`, a linen module, its class, or a function that returns one.
+            `package.module:Name`, a linen module, its class, or a function that returns one; or the
+            class of an nnx module, or a function of `rngs` that returns one (`NnxNetwork`).
             Options follow as `name:option=value,...`, behind a file or `Name` after a comma.
             Several numbers are joined by `|`, as in `reductions=1|3`.
         num_classes: width of the classifier; a class or function of one's own gets it if it has a
@@ -53,7 +56,7 @@ def by_name(name: str, num_classes: int, **options: Any) -> nn.Module:
     if num_classes < 2:
         raise ValueError(f"there are {num_classes} classes; a classifier has at least 2")
     build, label, items = _find(name)
-    parameters = inspect.signature(build).parameters
+    parameters = _signature(build).parameters
     given: dict[str, Any] = {}
     for item in filter(None, items.split(",")):
         option, equals, text = (part.strip() for part in item.partition("="))
@@ -97,20 +100,38 @@ def _imported(module: str, name: str) -> Callable[..., Any]:
     found = getattr(there, name)
     if isinstance(found, nn.Module):
         return lambda: found
-    if not callable(found):
-        raise ValueError(f"network {module}:{name} is neither a module nor a function")
+    if isinstance(found, nnx.Module) or not callable(found):
+        raise ValueError(
+            f"network {module}:{name} is no linen module, no class of a module and no function"
+        )
     return found
 
 
 def _built(label: str, build: Callable[..., Any], given: dict[str, Any]) -> nn.Module:
+    signature = _signature(build)
+    with_rngs = {"rngs": None} if "rngs" in signature.parameters else {}
     try:
-        inspect.signature(build).bind(**given)
+        signature.bind(**given, **with_rngs)
     except TypeError as error:
         raise ValueError(f"{label}: {error}") from error
-    model = build(**given)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{label} gives a {type(model).__name__}, which is no Flax linen module")
-    return model
+    if with_rngs:
+        model = NnxNetwork(build, tuple(given.items()))
+        result = model.abstract()
+        if isinstance(result, nnx.Module):
+            return model
+    else:
+        result = build(**given)
+        if isinstance(result, nn.Module):
+            return result
+    raise ValueError(f"{label} gives a {type(result).__name__}, which is no Flax module")
+
+
+def _signature(build: Callable[..., Any]) -> inspect.Signature:
+    """That of a class of nnx modules is hidden by its metaclass."""
+    if not (isinstance(build, type) and issubclass(build, nnx.Module)):
+        return inspect.signature(build)
+    own = inspect.signature(build.__init__)
+    return own.replace(parameters=list(own.parameters.values())[1:])
 
 
 def _check_option(label: str, option: str, parameters) -> None:
