@@ -39,8 +39,8 @@ class NnxNetwork(nn.Module):
         graph, *states, streams, rest = nnx.split(abstract, *kinds, ...)
         if others := {type(v).__name__ for _, v in nnx.to_flat_state(rest)}:
             raise ValueError(
-                f"{type(abstract).__name__} has variables of kind {min(others)}; here Param, "
-                "BatchStat and the streams of random numbers can be"
+                f"{type(abstract).__name__} has variables of kind {min(others)}; a network here "
+                "has those of Param and BatchStat, and random streams"
             )
         held = self._variables(dict(zip(_COLLECTIONS, states, strict=True)))
         module = nnx.merge(graph, *held.values(), self._seeded(streams))

@@ -84,6 +84,6 @@ def test_a_module_that_takes_train_gets_it():
 
 
 def test_variables_of_other_kinds_are_refused():
-    with pytest.raises(ValueError, match="Plain has variables of kind Cache; here Param") as error:
+    with pytest.raises(ValueError, match="Plain has variables of kind Cache; a network") as error:
         NnxNetwork(Plain, (("other", True),)).init(jax.random.key(0), np.ones((1, 2), np.float32))
     assert "\n" not in str(error.value)
