@@ -23,8 +23,9 @@ _FEW = 16
 """Of up to so many channels, in and out, more than one column is computed at once."""
 
 _ALIGNED = 4
-"""Input channels that XLA's kernels read at a time; a number that this does not divide is slow. (For
-gradients of kernels, whose channels are images, it matters more that the images fit in the cache.)
+"""Input channels that XLA's kernels read at a time; a number that this does not divide is slow.
+
+(Gradients of kernels have images for channels: that few of them fit in the cache is worth more.)
 """
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
