@@ -3,10 +3,10 @@
     python -m experiments.train --config configs/train_wftt.py --workdir runs/train-wftt
 
 The paper reports 90.8 % clean and 69.6 % at 8 % stuck cells (Table 5). A step takes 7.1 s on two
-cores of an AMD EPYC (results/README.md), so that an epoch takes 46 minutes; a whole training was not
-run. Weights lie in two crossbars, one for each sign, hence the sign-magnitude codes; the classifier
-stays sound, as in the published code. `--config.network=w_ftt_net:channels=40` is W-FTT-Net-40,
-92.1 % and 79.3 % there.
+cores of an AMD EPYC (results/README.md), so that an epoch takes 46 minutes; a whole training was
+not run. Weights lie in two crossbars, one for each sign, hence the sign-magnitude codes; the
+classifier stays sound, as in the published code. `--config.network=w_ftt_net:channels=40` is
+W-FTT-Net-40, 92.1 % and 79.3 % there.
 """
 
 from ml_collections import ConfigDict
