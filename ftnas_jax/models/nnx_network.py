@@ -42,8 +42,8 @@ class NnxNetwork(nn.Module):
                 f"{type(abstract).__name__} has variables of kind {min(others)}; a network here "
                 "has those of Param and BatchStat, and random streams"
             )
-        held = self._variables(dict(zip(_COLLECTIONS, states, strict=True)))
-        module = nnx.merge(graph, *held.values(), self._seeded(streams))
+        self._fill(dict(zip(_COLLECTIONS, states, strict=True)))
+        module = nnx.merge(graph, *states, self._seeded(streams))
         module.train() if train else module.eval()
         takes_train = "train" in inspect.signature(type(module).__call__).parameters
         outputs = module(images, train=train) if takes_train else module(images)
@@ -59,19 +59,18 @@ class NnxNetwork(nn.Module):
     def _built(self, key: jax.Array) -> nnx.Module:
         return self.build(**dict(self.options), rngs=nnx.Rngs(key))
 
-    def _variables(self, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """States of the collections, with the arrays that this module has."""
+    def _fill(self, states: Mapping[str, Any]) -> None:
+        """Put the arrays that this module has into the states of its collections."""
         initial = {}
         if self.is_initializing():
             built = self._built(self.make_rng("params"))
             initial = {c: _as_dict(nnx.state(built, kind)) for c, kind in _COLLECTIONS.items()}
-        for collection, state in shapes.items():
+        for collection, state in states.items():
             arrays = {
                 name: self.variable(collection, name, lambda c=collection, n=name: initial[c][n])
                 for name in _as_dict(state)
             }
             nnx.replace_by_pure_dict(state, {name: v.value for name, v in arrays.items()})
-        return dict(shapes)
 
     def _seeded(self, streams: Any) -> Any:
         """Random streams that begin with the `dropout` key of this call, if it has one."""
