@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from configs import paper_full
 from experiments import trained
-from experiments.paper.runs import Plan
+from experiments.paper.runs import Plan, search_of
 from experiments.paper.tables import Row, Sweep, Table
 from ftnas_jax.campaigns import statistics
 from ftnas_jax.campaigns.outcome import write_rows
@@ -103,10 +103,9 @@ def _cell(rows: Sequence[dict[str, str]]) -> Cell:
 
 def _costs(plan: Plan, row: Row) -> Costs | None:
     """None while the row's architecture is not found yet."""
-    if row.network.startswith("found:"):
-        search = row.network.partition(":")[2]
-        if not (plan.folder / f"search-{search}" / "genotype.json").exists():
-            return None
+    search = search_of(row.network)
+    if search and not (plan.folder / plan.search(search).name / trained.GENOTYPE).exists():
+        return None
     data = read_json(plan.folder / plan.training(row, 0).name / trained.DATA) or _CIFAR10
     with as_input_error():
         network = by_name(plan.network(row.network), data["num_classes"])

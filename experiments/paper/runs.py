@@ -51,8 +51,8 @@ class Plan:
     def runs(self, table: Table) -> list[Run]:
         """All runs of a table, row by row, those that others need before them, searches last."""
         found: dict[Run, None] = {}
-        for row in sorted(table.rows, key=lambda row: _search_of(row.network) is not None):
-            search = _search_of(row.network)
+        for row in sorted(table.rows, key=lambda row: search_of(row.network) is not None):
+            search = search_of(row.network)
             if search is not None:
                 found[self.search(search)] = None
             for seed in range(self.scale["seeds"]):
@@ -80,7 +80,7 @@ class Plan:
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
         arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
-        search = _search_of(row.network)
+        search = search_of(row.network)
         needs = search and self.search(search).name
         return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments, needs)
 
@@ -175,7 +175,7 @@ class Plan:
         return ("--data_dir", self.scale["data"]["data_dir"])
 
 
-def _search_of(network: str) -> str | None:
+def search_of(network: str) -> str | None:
     """The search that a network comes from."""
     kind, _, rest = network.partition(":")
     return rest if kind == "found" else None
