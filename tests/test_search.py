@@ -108,7 +108,7 @@ def test_what_the_first_step_needs_is_compiled_ahead_and_all_once_whatever_they_
 ):
     with jax.log_compiles():
         programs = job.compile()
-        assert "on_every_device" in caplog.text
+        assert "Compiling jit(on_every_device)" in caplog.text
         caplog.clear()
         state = job.train_weights(copy(initial), 0, 0, 1)
         assert "on_every_device" not in caplog.text
@@ -121,8 +121,9 @@ def test_what_the_first_step_needs_is_compiled_ahead_and_all_once_whatever_they_
         for architecture in job.propose_random(3):
             job.score(state, architecture, 1)
     assert set(programs) == {"init", "train_weights"}
-    runs = (job._run_weights, job._run_controller, job._run_scores)
-    assert [run._cache_size() for run in runs] == [1, 1, 1]
+    # JAX's own count of a function's programs forgets what was not called for long.
+    later = [line for line in caplog.messages if line.startswith("Compiling jit(on_every_device)")]
+    assert len(later) == 2  # the controller's step, and scores
 
 
 @pytest.mark.parametrize("phase", ["train_weights", "train_controller"])
