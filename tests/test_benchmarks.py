@@ -104,11 +104,11 @@ class Here:
 
 
 def test_steps_are_timed_and_their_work_counted():
-    size = Small(batch=4, channels=4, cells=2)
+    size = Small(batch=4, channels=4, cells=3)
     ours = Here(OurSteps(size, 1))
     for phase, passes in (("weights", 3), ("controller", 1)):
         row = measure_phase(size, phase, 2, ours, None)
-        assert row.workload == f"{phase} step, mibb, batch 4, 4 channels, 2 cells"
+        assert row.workload == f"{phase} step, mibb, batch 4, 4 channels, 3 cells"
         assert row.facts["programs"] == 1
         assert len(row.ours) == 2
         assert min(row.ours) > 0
