@@ -12,11 +12,12 @@ import scipy
 
 from experiments.durations import duration
 from ftnas_jax import machine, plots
+from ftnas_jax.equivalence import canonical, cells_in_use, unused_types
 from ftnas_jax.models.cells import FOUND_WITH
 from ftnas_jax.run import RunDir
 from ftnas_jax.search import Scores, Search
 from ftnas_jax.search_config import SearchConfig
-from ftnas_jax.space import Architecture, Space
+from ftnas_jax.space import CELL_TYPES, Architecture, Space
 
 CONFIDENCE = 0.95
 
@@ -36,7 +37,7 @@ def candidate_row(space: Space, group: str, architecture: np.ndarray, scores: Sc
 def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[dict]) -> None:
     """Write genotype.json, the pictures and README.md of a finished search."""
     settings = job.config
-    ranked = rank(settings.space, candidates)[: config["candidates"]["top"]]
+    ranked = rank(settings, candidates)[: config["candidates"]["top"]]
     best = settings.space.parse(ranked[0]["genotype"])
     genotypes = {
         "best": ranked[0] | {"aw_nas": settings.space.format(best, style="aw_nas")},
@@ -47,7 +48,9 @@ def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[
     path = run.path
     history = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     title = f"{path.name}: reward {ranked[0]['reward']:.3f}"
-    plots.save_figure(plots.draw_cells(settings.space, best, title=title), path / "cells")
+    unused = unused_types(settings.network, settings.space, best)
+    cells = plots.draw_cells(settings.space, best, title=title, unused=unused)
+    plots.save_figure(cells, path / "cells")
     plots.save_figure(plots.draw_search(history), path / "search")
     rewards = {group: rewards_of(candidates, group) for group in GROUPS}
     rewards = {group: values for group, values in rewards.items() if len(values)}
@@ -58,16 +61,16 @@ def write(run: RunDir, config: Mapping[str, Any], job: Search, candidates: list[
     run.write_text("README.md", text)
 
 
-def rank(space: Space, candidates: list[dict]) -> list[dict]:
+def rank(settings: SearchConfig, candidates: list[dict]) -> list[dict]:
     """The controller's candidates, best reward first, each network once; equals stay in order.
 
-    The order of a node's two connections makes no other network, though other draws of faults: of
-    such candidates the first counts.
+    Of several that make one network, as `equivalence.canonical` tells, the first counts.
     """
     distinct: dict[Architecture, dict] = {}
     for row in candidates:
         if row["group"] == "controller":
-            distinct.setdefault(space.parse(row["genotype"]).canonical(), row)
+            architecture = settings.space.parse(row["genotype"])
+            distinct.setdefault(canonical(settings.network, settings.space, architecture), row)
     return sorted(distinct.values(), key=lambda row: -row["reward"])
 
 
@@ -107,6 +110,7 @@ def _readme(path, config, settings: SearchConfig, candidates, ranked, history, t
             best["genotype"].replace("], reduction", "],\nreduction"),
             "```",
             "",
+            *idle_cells(settings, best["genotype"]),
             "![The normal and the reduction cell](cells.png)",
             "",
             *_score_table(ranked, config, settings),
@@ -148,6 +152,24 @@ def _what_it_was(config, settings: SearchConfig, history, time: str) -> list[str
         f"- time: {time}",
         "",
         "Every field is in [config.json](config.json).",
+    ]
+
+
+def idle_cells(settings: SearchConfig, genotype: str) -> list[str]:
+    """Which cells the logits do not depend on, if any."""
+    used = cells_in_use(settings.network, settings.space, settings.space.parse(genotype))
+    idle = [
+        f"{place} ({CELL_TYPES[place in settings.network.reductions]})"
+        for place in range(settings.network.cells)
+        if place not in used
+    ]
+    if not idle:
+        return []
+    cells = f"cell{'s' if len(idle) > 1 else ''} {', '.join(idle)}"
+    return [
+        f"Logits do not depend on {cells}, counted from 0: no cell that they depend on reads its "
+        "output.",
+        "",
     ]
 
 

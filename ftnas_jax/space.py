@@ -60,15 +60,6 @@ class Architecture(NamedTuple):
         """int32 [2, 2(B-2), 2], the form for traced use."""
         return np.asarray([self.normal, self.reduction], np.int32)
 
-    def canonical(self) -> "Architecture":
-        """The same network with the connections of every node in one order."""
-
-        def ordered(cell: Cell) -> Cell:
-            nodes = [sorted(cell[i : i + FAN_IN]) for i in range(0, len(cell), FAN_IN)]
-            return tuple(connection for node in nodes for connection in node)
-
-        return Architecture(ordered(self.normal), ordered(self.reduction))
-
     @classmethod
     def from_array(cls, array) -> "Architecture":
         """Read the array form; only its shape is checked, `Space.check` looks at the values."""

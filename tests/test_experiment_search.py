@@ -23,11 +23,13 @@ import pytest
 from configs import quickstart
 from experiments import search as experiment
 from experiments.configuration import search_config
-from experiments.report import difference, rank
+from experiments.report import difference, idle_cells, rank
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.search import Search
+from ftnas_jax.search_config import SearchConfig
 from ftnas_jax.space import PRIMITIVES, Space
+from ftnas_jax.supernet import NetworkConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 1500  # of a job that hangs, not of one that other work slows down
@@ -351,22 +353,42 @@ def candidate(group, genotype, reward):
     return {"group": group, "genotype": genotype, "reward": reward}
 
 
-def test_the_ranking_is_of_distinct_candidates_of_the_controller():
+def test_the_ranking_is_of_distinct_networks_of_the_controller():
+    settings = SearchConfig(SPACE, NetworkConfig(cells=3, reductions=(1,)))
     reduction = "reduction=[('none', 0, 2), ('none', 0, 2)]"
     texts = {
-        name: f"normal=[('{op}', 0, 2), ('conv_1x1', 1, 2)], {reduction}"
+        name: f"normal=[('{op}', 0, 2), ('conv_1x1', 0, 2)], {reduction}"
         for name, op in zip("abcd", SPACE.primitives, strict=True)
     }
     swapped = texts["b"].replace(
-        "('skip_connect', 0, 2), ('conv_1x1', 1, 2)", "('conv_1x1', 1, 2), ('skip_connect', 0, 2)"
+        "('skip_connect', 0, 2), ('conv_1x1', 0, 2)", "('conv_1x1', 0, 2), ('skip_connect', 0, 2)"
     )
     assert swapped != texts["b"]
+    unread = texts["b"].replace(reduction, "reduction=[('conv_1x1', 0, 2), ('conv_1x1', 1, 2)]")
     rewards = {"a": 0.2, "b": 0.5, "c": 0.5, "d": 0.9}
     rows = [candidate("controller", texts[name], rewards[name]) for name in "abcab"]
-    rows.append(candidate("controller", swapped, 0.6))  # the network b again, with other draws
+    # The network b again, with other draws of faults.
+    rows += [candidate("controller", swapped, 0.6), candidate("controller", unread, 0.7)]
     rows.append(candidate("random", texts["d"], rewards["d"]))
-    ranked = [row["genotype"] for row in rank(SPACE, rows)]
+    ranked = [row["genotype"] for row in rank(settings, rows)]
     assert ranked == [texts["b"], texts["c"], texts["a"]]
+
+
+@pytest.mark.parametrize(
+    ("cells", "read", "line"),
+    [
+        (3, 0, "do not depend on cell 1 (reduction), counted"),
+        (8, 0, "do not depend on cells 0 (normal), 2 (reduction), 4 (normal), 6 (normal), counted"),
+        (3, 1, None),
+    ],
+)
+def test_the_report_says_which_cells_do_nothing(cells, read, line):
+    reductions = (1,) if cells == 3 else (2, 5)
+    settings = SearchConfig(SPACE, NetworkConfig(cells=cells, reductions=reductions))
+    connections = [("conv_1x1", read, 2)] * 2
+    genotype = f"normal={connections}, reduction={connections}"
+    text = " ".join(idle_cells(settings, genotype))
+    assert (line in text) if line else (text == "")
 
 
 def test_the_interval_of_the_difference_is_welchs():

@@ -109,6 +109,13 @@ def test_the_legend_names_the_kinds_in_use():
     ]
 
 
+def test_a_cell_that_nothing_reads_says_so():
+    space = Space(nodes=4)
+    axes = draw_cells(space, space.parse(PARALLEL), unused=["reduction"]).axes[0]
+    headings = [t.get_text() for t in axes.texts if " cell" in t.get_text()]
+    assert headings == ["normal cell", "reduction cell, read by no other"]
+
+
 def test_an_architecture_of_another_space_is_refused():
     with pytest.raises(ValueError, match="6 nodes need 8"):
         draw_cells(Space(), Space(nodes=4).parse(PARALLEL))

@@ -267,10 +267,3 @@ def test_text_beside_the_cells_is_refused():
     space = Space(nodes=3)
     with pytest.raises(ValueError, match="cannot read 'and more' in the genotype"):
         space.parse(space.format(space.first()) + " and more")
-
-
-def test_the_canonical_form_forgets_the_order_of_a_nodes_connections():
-    one, other = Connection(0, 3), Connection(1, 2)
-    swapped = Architecture((other, one), (one, one))
-    assert swapped.canonical() == Architecture((one, other), (one, one))
-    assert swapped.canonical() == swapped.canonical().canonical()

@@ -1,7 +1,7 @@
 """The cells of an architecture, drawn as graphs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import matplotlib
@@ -32,7 +32,13 @@ _RADIUS = 0.165
 _LABEL_SIZE = 8.5
 
 
-def draw_cells(space: Space, architecture: Architecture, *, title: str | None = None) -> Figure:
+def draw_cells(
+    space: Space,
+    architecture: Architecture,
+    *,
+    title: str | None = None,
+    unused: Collection[str] = (),
+) -> Figure:
     """Both cells of an architecture as graphs that read from left to right.
 
     Nodes step down a staircase. A node hands its output down its own rail; a dot marks where a
@@ -40,6 +46,7 @@ def draw_cells(space: Space, architecture: Architecture, *, title: str | None = 
     before the node it feeds. So no line passes through a node or a label, and two connections
     between the same nodes stay apart. Every inner node goes into the concatenation `c_k`. Nodes
     have their numbers of genotype text, in which the inputs `c_{k-2}` and `c_{k-1}` are 0 and 1.
+    Cells that are `unused`, as `equivalence.unused_types` names them, say so.
 
     Raises:
         ValueError: the architecture is not of this space.
@@ -57,7 +64,8 @@ def draw_cells(space: Space, architecture: Architecture, *, title: str | None = 
         if title:
             axes.text(layout.margin, -0.3, title, size=13, weight="bold", va="center")
         for i, (name, cell) in enumerate(zip(CELL_TYPES, architecture, strict=True)):
-            layout.draw(axes, f"{name} cell", cell, top=-head - i * layout.height)
+            heading = f"{name} cell" + (", read by no other" if name in unused else "")
+            layout.draw(axes, heading, cell, top=-head - i * layout.height)
         _draw_kinds(axes, space, architecture, at=(layout.width / 2, -height + foot / 2))
     return figure
 
