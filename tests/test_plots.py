@@ -109,11 +109,11 @@ def test_the_legend_names_the_kinds_in_use():
     ]
 
 
-def test_a_cell_that_nothing_reads_says_so():
+def test_a_cell_that_is_not_in_use_says_so():
     space = Space(nodes=4)
     axes = draw_cells(space, space.parse(PARALLEL), unused=["reduction"]).axes[0]
     headings = [t.get_text() for t in axes.texts if " cell" in t.get_text()]
-    assert headings == ["normal cell", "reduction cell, read by no other"]
+    assert headings == ["normal cell", "reduction cell, not in use"]
 
 
 def test_an_architecture_of_another_space_is_refused():

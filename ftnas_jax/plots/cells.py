@@ -64,7 +64,7 @@ def draw_cells(
         if title:
             axes.text(layout.margin, -0.3, title, size=13, weight="bold", va="center")
         for i, (name, cell) in enumerate(zip(CELL_TYPES, architecture, strict=True)):
-            heading = f"{name} cell" + (", read by no other" if name in unused else "")
+            heading = f"{name} cell" + (", not in use" if name in unused else "")
             layout.draw(axes, heading, cell, top=-head - i * layout.height)
         _draw_kinds(axes, space, architecture, at=(layout.width / 2, -height + foot / 2))
     return figure
