@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
             "fraction_lengths": "batch",
             "calibrate": 0,  # as in python -m experiments.evaluate --help, like the next
             "recalibrate": 0,
+            # Genotypes in place of searches, as in mibb=runs/mibb/genotype.json, by commas; none.
+            "found": "",
             "search": {"epochs": 100, "channels": 20, "batch_size": 64},
             "chips": 64,  # of each network at each rate
             "images": 0,  # the first so many test images; 0 for all

@@ -18,7 +18,7 @@ import numpy as np
 from experiments import cli, train_report
 from experiments.phases import EpochEnd, Loop, Phase
 from experiments.prepare import check_disk, load_data
-from experiments.train_configuration import genotype, network, training_config
+from experiments.train_configuration import genotype, network, training_config, with_genotype
 from experiments.trained import DATA, GENOTYPE, JOB, facts
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.loop import Progress, Terminator
@@ -43,7 +43,9 @@ def train(config: Mapping[str, Any], workdir: str, devices: list[Any] | None = N
     """
     training_config(config)  # before the directory or any data are touched
     network(config, num_classes=2)
-    with RunDir(workdir, config, job=JOB, ignore=_MAY_CHANGE) as run:
+    # What a genotype's file is called, and where, is not part of the run: a copy of it is.
+    kept = dict(config) | {"network": with_genotype(config["network"], GENOTYPE)}
+    with RunDir(workdir, kept, job=JOB, ignore=_MAY_CHANGE) as run:
         job = _prepare(config, run, devices)
         with Terminator() as stop:  # until here nothing would be lost
             state = _train(job, run, stop, config["checkpoint_minutes"])

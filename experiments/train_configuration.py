@@ -1,5 +1,6 @@
 """From a training's config to the network and the typed config, every mistake in one line."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,16 @@ def network(config: Mapping[str, Any], num_classes: int, genotype: Path | None =
     Raises:
         InputError: there is no such network.
     """
-    kind, _, rest = config["network"].partition(":")
-    text = config["network"]
-    if genotype is not None and kind.strip() == _FILE:
-        text = ":".join((_FILE, ",".join((str(genotype), *rest.split(",")[1:]))))
+    named = config["network"]
+    text = named if genotype is None else with_genotype(named, genotype)
     with as_input_error():
         return models.by_name(text, num_classes)
+
+
+def with_genotype(network: str, file: str | os.PathLike) -> str:
+    """The name of a network with its genotype in another file; as it is where it has none."""
+    read = _genotype_file(network)
+    return network if read is None else ",".join((f"{_FILE}:{file}", *read[1]))
 
 
 def genotype(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -85,9 +90,16 @@ def genotype(config: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         InputError: it cannot be read.
     """
-    kind, _, rest = config["network"].partition(":")
-    if kind.strip() != _FILE:
+    read = _genotype_file(config["network"])
+    if read is None:
         return None
     with as_input_error():
-        text, found_with = read_genotype(rest.split(",")[0].strip())
+        text, found_with = read_genotype(read[0])
     return {"best": {"genotype": text}} | ({"network": found_with} if found_with else {})
+
+
+def _genotype_file(network: str) -> tuple[str, list[str]] | None:
+    """The file and the options of a network whose genotype is in a file; None of another."""
+    kind, _, rest = network.partition(":")
+    file, *options = rest.split(",")
+    return (file.strip(), options) if kind.strip() == _FILE else None

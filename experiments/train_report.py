@@ -23,6 +23,9 @@ from ftnas_jax.training_config import TrainingConfig
 
 _NAMES = ("clean", "faulty")
 
+_CALIBRATION = 1024
+"""Training images that freeze fraction lengths in the campaign of a training that held them."""
+
 
 def write(run: RunDir, config: Mapping[str, Any], job: Training, state: TrainingState) -> None:
     """Write the picture and README.md of a finished training."""
@@ -67,7 +70,11 @@ def _evaluation(path: Path, config, job: Training, state: TrainingState) -> list
     folder = os.path.relpath(path)
     trained_under = faults_of(config, job.config, int(state.trial))
     faults = trained_under or train_defaults.get_config().faults
-    return ["--run", folder, "--workdir", f"{folder}-campaign", "--faults", str(faults)]
+    named = ["--run", folder, "--workdir", f"{folder}-campaign", "--faults", str(faults)]
+    if job.config.fraction_lengths == "batch":
+        return named
+    # As in its own tests; without it lengths would follow the faults again.
+    return [*named, "--calibrate", str(min(_CALIBRATION, len(job.data.train_images)))]
 
 
 def _what_it_was(path: Path, config, job: Training, state: TrainingState) -> list[str]:
@@ -91,6 +98,8 @@ def _what_it_was(path: Path, config, job: Training, state: TrainingState) -> lis
         f"weight decay {settings.weight_decay:g}, gradients clipped at {settings.gradient_clip:g}",
         f"- fixed point: weights of {quantization['weight_bits']} bits in "
         f"{quantization['weight_encoding']}, features of {quantization['feature_bits']} bits",
+        f"- running statistics of BatchNorm average {settings.norm_passes} passes; fraction "
+        f"lengths in faulty passes are those of the {_LENGTHS[settings.fraction_lengths]}",
         f"- time: {duration(seconds)}, tests included, on {machine.describe(job.mesh.devices)}",
     ]
 
@@ -140,6 +149,8 @@ def _numbers(last: Mapping[str, float], job: Training) -> list[str]:
         "chip.",
     ]
 
+
+_LENGTHS = {"batch": "batch at hand", "clean": "clean pass"}
 
 _FILES = [
     "## Files",

@@ -28,7 +28,7 @@ JOB = "training"
 
 CONFIG, DATA, GENOTYPE = "config.json", "data.json", "genotype.json"
 """Files of a run directory: its settings, `facts` of its data, and the genotype of its network
-where that was read from a file."""
+where that was read from a file: so `CONFIG` names it, whatever the file was."""
 
 _CAME_LATER = {"norm_passes": "clean", "fraction_lengths": "batch"}
 """Fields that trainings from before they came lack, and what was done in them."""
@@ -77,7 +77,9 @@ class Trained:
         alpha = self.config["weights"]["alpha_l"]
         under = f"under `{self.faults}` with alpha_l = {alpha:g}" if alpha else "without faults"
         epochs = f"{self.epochs} of {self.config['epochs']} epochs"
-        return f"`{self.config['network']}` after {epochs} on {self.data_name} {under}"
+        held = self.config["fraction_lengths"] == "clean"
+        lengths = ", fraction lengths those of its clean passes" if held else ""
+        return f"`{self.config['network']}` after {epochs} on {self.data_name} {under}{lengths}"
 
     def test_set(self, data_dir: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Normalized test images float32 [N, H, W, C], and their labels int32 [N].

@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,21 +28,21 @@ from ftnas_jax.space import PRIMITIVES, Space
 SCALES = {"full": paper_full, "small": paper_small}
 
 
-def flags(run) -> dict[str, str]:
-    """The arguments of a run by name."""
-    found, arguments = {}, iter(run.arguments)
+def flags(run, folder=Path("runs")) -> dict[str, str]:
+    """The arguments of a run in a folder of runs, by name."""
+    found, arguments = {}, iter(run.command(folder)[2:])
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         found[name] = value if equals else next(arguments)
     return found
 
 
-def config_of(run) -> dict:
+def config_of(run, folder=Path("runs")) -> dict:
     """The config of a training's command line."""
-    module = flags(run)["config"].removesuffix(".py").replace("/", ".")
+    module = flags(run, folder)["config"].removesuffix(".py").replace("/", ".")
     config = importlib.import_module(module).get_config()
-    for name, value in flags(run).items():
-        if name != "config":
+    for name, value in flags(run, folder).items():
+        if name.startswith("config."):
             field = name.removeprefix("config.")
             kind = type(_get(config, field))
             config.update_from_flattened_dict({field: kind(value)})
@@ -67,11 +68,11 @@ def test_every_run_is_one_that_its_experiment_takes(tmp_path, name, scale):
     runs, seen = plan.runs(table), set()
     assert len({run.name for run in runs}) == len(runs)
     for run in runs:
-        own = flags(run)
+        own = flags(run, tmp_path)
         if run.module == "experiments.search":
             assert own["config"] in ("configs/mibb.py", "configs/mibb_ft.py", "configs/adsaf_ft.py")
         if run.module == "experiments.train":
-            config = config_of(run)
+            config = config_of(run, tmp_path)
             settings = training_config(config)
             assert settings.epochs == plan.scale["epochs"]
             # The genotypes of searches are yet to be found.
@@ -275,6 +276,9 @@ def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
     assert "\n" not in str(told.value)
 
 
+NO_TRAINING = "scale: no training can be so"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -282,9 +286,30 @@ def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
         ("width", 0.0, "scale.width is 0.0; it is above 0"),
         ("images", -5, "scale.images is -5; it counts images, 0 for all"),
         ("calibrate", -1, "scale.calibrate is -1; it counts images, 0 for none"),
-        ("norm_passes", "all", "norm_passes is 'all'; choose from clean, both"),
-        ("fraction_lengths", "", "fraction_lengths is ''; choose from batch, clean"),
+        ("norm_passes", "all", f"{NO_TRAINING}: norm_passes is 'all'; choose from clean, both"),
+        (
+            "fraction_lengths",
+            "",
+            f"{NO_TRAINING}: fraction_lengths is ''; choose from batch, clean",
+        ),
         ("p_m", "3e-4,abc", "scale.p_m is '3e-4,abc': mibb: p_m is 'abc', not a number"),
+        (
+            "p_m",
+            "1e-4,3e-4",
+            f"{NO_TRAINING}: scale.p_m is (0.0001, 0.0003); rates decrease, within (0, 1]",
+        ),
+        ("p_m", "3e-4,1e-4", f"{NO_TRAINING}: scale.trial_epochs is 10; epochs is 1"),
+        (
+            "search",
+            {"epochs": 0, "channels": 8, "batch_size": 64},
+            "scale.search: no search can be so: epochs is 0; it is at least 1",
+        ),
+        (
+            "found",
+            "mibb",
+            "scale.found is 'mibb'; it reads NAME=FILE,..., with names of adsaf_ft, mibb, mibb_ft",
+        ),
+        ("found", "mibb=no/file", "genotype: cannot read 'no/file': No such file or directory"),
         ("p_m", "2", "scale.p_m is '2': mibb: p_m is 2.0; a rate lies in [0, 1]"),
         ("epochs", 1.5, "epochs is 1.5; it takes a value like 100"),
     ],
@@ -293,6 +318,37 @@ def test_a_scale_that_no_run_can_have_is_refused(field, value, message):
     with pytest.raises(InputError) as told:
         paper._check_scale(scale() | {field: value})
     assert str(told.value) == message
+
+
+def test_a_genotype_takes_the_place_of_a_search(tmp_path):
+    file = tmp_path / "mine.txt"
+    space = Space(nodes=3)
+    file.write_text(space.format(space.first()))
+    plan = Plan(scale(found=f"mibb={file}"), tmp_path)
+    runs = plan.runs(SMALL)
+    assert not any(run.module == "experiments.search" for run in runs)
+    training = plan.training(SMALL.rows[1], 0)
+    assert (training in runs, training.needs) == (True, None)
+    assert config_of(training)["network"] == f"genotype:{file},channels=4"
+    text = report.write(SMALL, plan)
+    assert f"architectures come from mibb={file}, not from searches of this scale" in text
+    flops = costs_at(by_name(plan.network("found:mibb"), 10), (32, 32, 3)).flops
+    assert f"| F-FT-Net | clean | here | - | - | {flops / 1e6:.1f} |" in text
+
+
+def test_runs_are_the_same_in_a_folder_that_moved(tmp_path):
+    plans = [Plan(scale(), folder) for folder in (Path("runs"), tmp_path)]
+    runs = [[run for table in TABLES.values() for run in plan.runs(table)] for plan in plans]
+    assert runs[0] == runs[1]
+    assert not any("{folder}" in text for run in runs[0] for text in run.command(tmp_path))
+
+
+def test_columns_of_several_sweeps_are_told_apart(tmp_path):
+    head = report.write(TABLES["fig9"], Plan(scale(), tmp_path)).splitlines()[2]
+    columns = [column.strip() for column in head.strip("|").split("|")]
+    assert len(set(columns)) == len(columns) == 6 + 15
+    assert columns[4] == "8bit-adSAF 0.04"
+    assert columns[9] == "1bit-adSAF 0.02"
 
 
 def test_choices_other_than_the_papers_reach_the_runs_and_are_said(tmp_path):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -27,8 +28,9 @@ from configs import (
     train_wftt,
 )
 from experiments import train as experiment
-from experiments import trained
+from experiments import train_report, trained
 from experiments.train_configuration import genotype, network, training_config
+from ftnas_jax.checkpoints import RunError
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.supernet import Network
@@ -123,6 +125,7 @@ def test_files_tell_what_it_was(finished):
         f"| {row['test/accuracy_clean']:.4f} |",
         f"| {row['test/accuracy_faulty']:.4f} |",
         "as 2 devices",
+        "average clean passes; fraction lengths in faulty passes are those of the batch at hand",
         "](train.png)",
         "python -m experiments.evaluate --run",
     ):
@@ -318,6 +321,42 @@ def test_the_genotype_of_a_file_is_kept(tmp_path):
     assert found.config.channels == 4
     assert found.architecture == found.space.parse(text)
     assert genotype(config_with()) is None
+
+
+def test_a_run_does_not_depend_on_where_a_genotype_was(tmp_path, monkeypatch):
+    """Two folders with the same genotype: one run; what its config names is its own copy."""
+    cells = "normal=[('none', 0, 2), ('none', 1, 2)], reduction=[('none', 0, 2), ('none', 1, 2)]"
+    kept = []
+    monkeypatch.setattr(experiment, "_train", lambda job, run, *_: kept.append(run))
+    monkeypatch.setattr(experiment, "_prepare", lambda config, run, _: kept.append(config))
+    monkeypatch.setattr(experiment.train_report, "write", lambda *_: None)
+    stored = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text(cells)
+        field = f"genotype:{tmp_path / name / 'mine.txt'},channels=4"
+        assert run(tmp_path / "run", network=field) == 0
+        stored.append(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
+        assert kept[-2]["network"] == field
+        (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")  # work has been done
+    assert stored[0] == stored[1]
+    assert stored[0]["network"] == "genotype:genotype.json,channels=4"
+    with pytest.raises(RunError, match=r'network was "genotype:genotype.json,channels=4", now'):
+        run(tmp_path / "run", network=field.replace("channels=4", "channels=5"))
+
+
+# What a training recommends
+
+
+@pytest.mark.parametrize(("lengths", "calibrated"), [("batch", None), ("clean", "1024")])
+def test_a_campaign_measures_a_network_as_it_was_trained(tmp_path, lengths, calibrated):
+    config = config_with(fraction_lengths=lengths)
+    data = SimpleNamespace(train_images=np.zeros((1437, 1, 1, 1)))
+    job = SimpleNamespace(config=training_config(config), data=data)
+    arguments = train_report._evaluation(tmp_path, config, job, SimpleNamespace(trial=0))
+    flags = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert flags.get("--calibrate") == calibrated
+    assert flags["--faults"] == config["faults"]
 
 
 # Bad input

@@ -22,21 +22,23 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 from absl import flags
 from ml_collections import config_flags
 
-from configs import paper_full, train_defaults
+from configs import paper_full, search_defaults, train_defaults
 from experiments import cli
-from experiments.configuration import check_fields
+from experiments.configuration import check_fields, search_config
 from experiments.paper import report
 from experiments.paper.runs import Plan, Run
-from experiments.paper.tables import TABLES, Table
+from experiments.paper.tables import TABLES, Recipe, Table
 from experiments.train_configuration import training_config
 from ftnas_jax.checkpoints import explain_os_errors, write_atomically
-from ftnas_jax.errors import InputError
+from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.faults import parse
+from ftnas_jax.models.cells import read_genotype
 from ftnas_jax.run import differences, read_json
 
 _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
@@ -53,6 +55,9 @@ Mode = Literal["run", "collect", "list"]
 
 _DONE, _SCALED = "done.json", "scale.json"
 """In the folder of all runs: the arguments of those that ended, by name; and their scale."""
+
+_OTHER_NAMES = {"rates.epochs": "scale.trial_epochs", "rates.tried": "scale.p_m"}
+"""Fields of a training that have another name in a scale."""
 
 _MAY_CHANGE = ("seeds", "chips", "data.data_dir", "data.cache_dir")
 """Fields of a scale by which its runs do not differ from those of another."""
@@ -212,12 +217,37 @@ def _check_scale(scale: Mapping[str, Any]) -> None:
         if scale[name] < 0:
             meant = "all" if name == "images" else "none"
             raise InputError(f"scale.{name} is {scale[name]}; it counts images, 0 for {meant}")
-    choices = {name: scale[name] for name in ("norm_passes", "fraction_lengths")}
-    training_config(train_defaults.get_config().to_dict() | choices)
     try:
         parse("+".join(f"mibb:p_m={rate}" for rate in scale["p_m"].split(",")))
     except ValueError as error:
         raise InputError(f"scale.p_m is {scale['p_m']!r}: {error}") from error
+    _check_runs(Plan(scale, Path()))
+
+
+def _check_runs(plan: Plan) -> None:
+    """Refuse a scale whose trainings or searches would be refused when their turn comes."""
+    try:
+        for recipe in get_args(Recipe):
+            training_config(_overridden(train_defaults, plan.training_fields(recipe)))
+    except InputError as error:
+        text = str(error)
+        for theirs, ours in _OTHER_NAMES.items():
+            text = text.replace(theirs, ours)
+        raise InputError(f"scale: no training can be so: {text}") from error
+    try:
+        search_config(_overridden(search_defaults, plan.search_fields()))
+    except InputError as error:
+        raise InputError(f"scale.search: no search can be so: {error}") from error
+    for file in plan.found.values():
+        with as_input_error():
+            read_genotype(file)
+
+
+def _overridden(module: ModuleType, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a module with some of its fields set."""
+    config = module.get_config()
+    config.update_from_flattened_dict(fields)
+    return config.to_dict()
 
 
 def _check_flags() -> None:

@@ -104,7 +104,7 @@ def _cell(rows: Sequence[dict[str, str]]) -> Cell:
 def _costs(plan: Plan, row: Row) -> Costs | None:
     """None while the row's architecture is not found yet."""
     search = search_of(row.network)
-    if search and not (plan.folder / plan.search(search).name / trained.GENOTYPE).exists():
+    if search and not Path(plan.genotype_of(search, str(plan.folder))).exists():
         return None
     data = read_json(plan.folder / plan.training(row, 0).name / trained.DATA) or _CIFAR10
     with as_input_error():
@@ -139,7 +139,11 @@ def _kept(plan: Plan, row: Row, seed: int) -> str | None:
 
 
 def _markdown(table: Table, plan: Plan, cells, costs: Mapping[Row, Costs | None]) -> str:
-    columns = [f"{rate:g}" for sweep in table.sweeps for rate in sweep.shown]
+    columns = [
+        f"{sweep.short} {rate:g}" if len(table.sweeps) > 1 else f"{rate:g}"
+        for sweep in table.sweeps
+        for rate in sweep.shown
+    ]
     head = ["architecture", "trained", "", "clean", *columns, "MFLOPs", "Mparameters"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in table.rows:
@@ -180,6 +184,7 @@ def _choices(scale: Mapping[str, Any]) -> list[str]:
         "fraction_lengths": "in trainings fraction lengths of faulty passes are those of {} ones",
         "calibrate": "in campaigns fraction lengths are frozen by {} images",
         "recalibrate": "every chip takes statistics of BatchNorm anew by {} images",
+        "found": "architectures come from {}, not from searches of this scale",
     }
     usual = paper_full.get_config()
     others = [text.format(scale[name]) for name, text in said.items() if scale[name] != usual[name]]
@@ -275,10 +280,13 @@ def _weights(table: Table, plan: Plan) -> str:
     """|w| of the kernels of random blocks, by kind."""
     run = plan.folder / plan.training(table.rows[0], 0).name
     lines = ["| kernels | weights | mean magnitude | standard deviation |", "|---|---|---|---|"]
+    epochs = 0
     if (run / "checkpoints").exists():
-        for kind, w in _magnitudes(trained.load(run).variables["params"]).items():
+        network = trained.load(run)
+        epochs = network.epochs
+        for kind, w in _magnitudes(network.variables["params"]).items():
             lines.append(f"| {kind} | {w.size:,} | {w.mean():.4f} | {w.std():.4f} |")
-    how = f"After {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
+    how = f"After {epochs} of {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
     return "\n".join([f"# {table.title}", "", *lines, "", how, "", table.remark, ""])
 
 

@@ -11,9 +11,14 @@ from typing import Any
 
 import jax
 
-from experiments.paper.tables import Recipe, Row, Sweep, Table
+from experiments import trained
+from experiments.paper.tables import TABLES, Recipe, Row, Sweep, Table
+from ftnas_jax.errors import InputError
 from ftnas_jax.models import MODELS
 from ftnas_jax.space import PRIMITIVES, Architecture, Space
+
+_FOLDER = "{folder}"
+"""Stands for the folder of all runs in their arguments, which stay the same where it is moved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Run:
     Attributes:
         name: of its directory within the folder of all runs.
         module: as in `python -m MODULE`.
-        arguments: without the directory.
+        arguments: without the directory; `{folder}` stands for the folder of all runs.
         needs: the name of the run whose results it takes, if any.
     """
 
@@ -34,7 +39,8 @@ class Run:
 
     def command(self, folder: Path) -> list[str]:
         """What follows `python`."""
-        return ["-m", self.module, *self.arguments, "--workdir", str(folder / self.name)]
+        arguments = [argument.replace(_FOLDER, str(folder)) for argument in self.arguments]
+        return ["-m", self.module, *arguments, "--workdir", str(folder / self.name)]
 
 
 class Plan:
@@ -47,14 +53,15 @@ class Plan:
 
     def __init__(self, scale: Mapping[str, Any], folder: Path):
         self.scale, self.folder = scale, folder
+        self.found = found_elsewhere(scale["found"])
 
     def runs(self, table: Table) -> list[Run]:
         """All runs of a table, row by row, those that others need before them, searches last."""
         found: dict[Run, None] = {}
         for row in sorted(table.rows, key=lambda row: search_of(row.network) is not None):
-            search = search_of(row.network)
+            search = self._search_before(row)
             if search is not None:
-                found[self.search(search)] = None
+                found[search] = None
             for seed in range(self.scale["seeds"]):
                 found[self.training(row, seed)] = None
                 found |= dict.fromkeys(self.campaign(row, sweep, seed) for sweep in table.sweeps)
@@ -62,33 +69,45 @@ class Plan:
 
     def search(self, name: str) -> Run:
         """The search of a config."""
+        arguments = ("--config", f"configs/{name}.py", *self._fields(self.search_fields()))
+        return Run(f"search-{name}", "experiments.search", arguments)
+
+    def search_fields(self) -> dict[str, Any]:
+        """Fields of a search other than its data, where its config differs."""
         size = self.scale["search"]
-        fields = {
+        return {
             "epochs": size["epochs"],
             "batch_size": size["batch_size"],
             "network.channels": size["channels"],
         }
-        arguments = ("--config", f"configs/{name}.py", *self._fields(fields))
-        return Run(f"search-{name}", "experiments.search", arguments)
+
+    def _search_before(self, row: Row) -> Run | None:
+        """The search that a row's network comes from, where it is one of these runs."""
+        search = search_of(row.network)
+        return None if search is None or search in self.found else self.search(search)
 
     def training(self, row: Row, seed: int) -> Run:
         """The training of a row's network."""
-        fields = {"network": self.network(row.network), "seed": seed}
-        as_they_are = ("epochs", "batch_size", "norm_passes", "fraction_lengths")
-        fields |= {name: self.scale[name] for name in as_they_are}
-        fields |= {"test_every": self.scale["epochs"]} | self._recipe(row.recipe)
+        fields = {"network": self._network(row.network, _FOLDER), "seed": seed}
+        fields |= self.training_fields(row.recipe)
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
         arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
-        search = search_of(row.network)
-        needs = search and self.search(search).name
+        search = self._search_before(row)
+        needs = search and search.name
         return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments, needs)
+
+    def training_fields(self, recipe: Recipe) -> dict[str, Any]:
+        """Fields of a training other than its network, data and seed, where its config differs."""
+        as_they_are = ("epochs", "batch_size", "norm_passes", "fraction_lengths")
+        fields = {name: self.scale[name] for name in as_they_are}
+        return fields | {"test_every": self.scale["epochs"]} | self._recipe(recipe)
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
         """The campaign on a row's network under a sweep."""
         training = self.training(row, seed).name
         arguments = (
-            *("--run", str(self.folder / training)),
+            *("--run", f"{_FOLDER}/{training}"),
             *("--faults", sweep.faults),
             *("--rates", ",".join(f"{rate:g}" for rate in sweep.rates)),
             *("--weight_encoding", sweep.encoding),
@@ -103,23 +122,30 @@ class Plan:
 
     def network(self, name: str) -> str:
         """The name of a row's network as `ftnas_jax.models.by_name` takes it."""
+        return self._network(name, str(self.folder))
+
+    def _network(self, name: str, folder: str) -> str:
         kind, _, rest = name.partition(":")
         channels = self.scale["channels"]
         if kind in ("w_ftt_net_20", "w_ftt_net_40"):
             return f"w_ftt_net:channels={channels * (2 if kind.endswith('40') else 1)}"
         if kind == "found":
-            file = self.folder / f"search-{rest}" / "genotype.json"
-            return f"genotype:{file},channels={channels}"
+            return f"genotype:{self.genotype_of(rest, folder)},channels={channels}"
         if kind == "sample":
-            return self._genotype(self.folder / self._file(name), rest.partition(":")[0])
+            return self._genotype(f"{folder}/{self._file(name)}", rest.partition(":")[0])
         if kind == "sep_conv_5x5":
-            return self._genotype(self.folder / self._file(name), "mibb")
+            return self._genotype(f"{folder}/{self._file(name)}", "mibb")
         if kind == "stack":
             stacks = "ftnas_jax.models.stacks:Stack"
             return f"{stacks},primitive={rest},channels={channels}"
         if kind == "blocks":
             return f"ftnas_jax.models.stacks:RandomBlocks,channels={channels}"
         return f"{name}:width={self.scale['width']:g}" if name in MODELS else name
+
+    def genotype_of(self, search: str, folder: str) -> str:
+        """The file of the architectures that a search found, or that stands in its place."""
+        own = f"{folder}/{self.search(search).name}/{trained.GENOTYPE}"
+        return self.found.get(search, own)
 
     def genotypes(self, table: Table) -> dict[str, str]:
         """Texts of the random architectures of a table, by their files."""
@@ -137,7 +163,7 @@ class Plan:
         kind, _, rest = network.partition(":")
         return f"genotypes/{kind}{rest.rpartition(':')[2]}.txt"
 
-    def _genotype(self, file: Path, search: str) -> str:
+    def _genotype(self, file: str, search: str) -> str:
         """The network of a genotype in a file, its inputs preprocessed as in a search."""
         text = f"genotype:{file},channels={self.scale['channels']}"
         if search.startswith("mibb"):
@@ -179,6 +205,25 @@ def search_of(network: str) -> str | None:
     """The search that a network comes from."""
     kind, _, rest = network.partition(":")
     return rest if kind == "found" else None
+
+
+def found_elsewhere(text: str) -> dict[str, str]:
+    """Files with genotypes in the place of searches, from `mibb=FILE,mibb_ft=FILE`.
+
+    Raises:
+        InputError: it reads otherwise, or there is no such search in any table.
+    """
+    searches = {search_of(row.network) for table in TABLES.values() for row in table.rows}
+    known = sorted(search for search in searches if search is not None)
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, file = part.partition("=")
+        if name not in known or not file:
+            raise InputError(
+                f"scale.found is {text!r}; it reads NAME=FILE,..., with names of {', '.join(known)}"
+            )
+        found[name] = file
+    return found
 
 
 def random_genotype(primitives: Sequence[str], number: int) -> str:

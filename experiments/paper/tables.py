@@ -39,6 +39,11 @@ class Sweep:
         """The rates that are columns of a table."""
         return self.some or self.rates
 
+    @property
+    def short(self) -> str:
+        """The title without what its rates are of."""
+        return self.title.partition(",")[0]
+
     def at(self, *rates: float) -> "Sweep":
         """The same where only some rates are shown."""
         return dataclasses.replace(self, some=rates)
@@ -116,7 +121,7 @@ _RESNET, _VGG, _MOBILENET = (1110.0, 11.16), (626.0, 14.65), (182.0, 2.30)
 
 _FOUND = (
     "F-FTT-Net and the FT-Nets were published as pictures or not at all: these rows are the best "
-    "architectures of searches of this scale."
+    "architectures of other searches."
 )
 
 _RATES_KEPT = (
