@@ -67,8 +67,8 @@ class TrainingConfig:
         norm_passes: which passes BatchNorm's running statistics average: the `clean` ones, as long
             as there are any, or `both`. While training every pass is normalized by its own batch.
         fraction_lengths: by which those of features are found in a faulty pass: by its own `batch`,
-            faults included, as in the paper, or by a `clean` pass of the same images, which costs
-            one forward pass more in a step. A device has them fixed.
+            faults included, as in the paper's published code, or by a `clean` pass of the same
+            images, which costs one forward pass more in a step. A device has them fixed.
         rates: by which rule the rate of the one fault model is chosen; None for that of `hardware`.
         crop_padding: largest shift of the random crop, 0 for none.
         flip: whether images are mirrored at random.

@@ -331,7 +331,9 @@ def test_a_genotype_takes_the_place_of_a_search(tmp_path):
     assert (training in runs, training.needs) == (True, None)
     assert config_of(training)["network"] == f"genotype:{file},channels=4"
     text = report.write(SMALL, plan)
-    assert f"architectures come from mibb={file}, not from searches of this scale" in text
+    assert f"What another search found in place of mibb is in {file}." in text
+    other = dataclasses.replace(SMALL, rows=SMALL.rows[:1])
+    assert "another search" not in report.write(other, plan)
     flops = costs_at(by_name(plan.network("found:mibb"), 10), (32, 32, 3)).flops
     assert f"| F-FT-Net | clean | here | - | - | {flops / 1e6:.1f} |" in text
 

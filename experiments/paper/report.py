@@ -172,6 +172,10 @@ def _remarks(table: Table, plan: Plan, cells) -> list[str]:
     ]
     if table.remark:
         lines += ["", table.remark]
+    searches = dict.fromkeys(search_of(row.network) for row in table.rows)
+    elsewhere = [f"{name} is in {plan.found[name]}" for name in searches if name in plan.found]
+    if elsewhere:
+        lines += ["", f"What another search found in place of {', '.join(elsewhere)}."]
     if missing:
         lines += ["", f"{missing} of {missing + len(there)} accuracies are not there yet."]
     return lines
@@ -184,7 +188,6 @@ def _choices(scale: Mapping[str, Any]) -> list[str]:
         "fraction_lengths": "in trainings fraction lengths of faulty passes are those of {} ones",
         "calibrate": "in campaigns fraction lengths are frozen by {} images",
         "recalibrate": "every chip takes statistics of BatchNorm anew by {} images",
-        "found": "architectures come from {}, not from searches of this scale",
     }
     usual = paper_full.get_config()
     others = [text.format(scale[name]) for name, text in said.items() if scale[name] != usual[name]]
