@@ -89,7 +89,7 @@ _CALIBRATE = flags.DEFINE_integer(
     "calibrate",
     0,
     "Training images by which fraction lengths of features are frozen, on sound hardware; with 0 "
-    "they follow the batch, faults included, as in the paper.",
+    "they follow the batch, faults included, as in the paper's published code.",
     lower_bound=0,
 )
 _RECALIBRATE = flags.DEFINE_integer(

@@ -159,6 +159,7 @@ _FILES = [
     "|---|---|",
     "| config.json | every setting |",
     "| data.json | which data, and how images are normalized |",
+    "| genotype.json | the genotype of the network, where it was in a file |",
     "| draws.json | by which version of the sampler faults are drawn |",
     "| metrics.jsonl | means over each epoch, and test accuracies |",
     "| timing.jsonl | seconds up to each checkpoint |",

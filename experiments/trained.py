@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.prepare import load_data
-from experiments.train_configuration import network, training_config
+from experiments.train_configuration import network, training_config, with_genotype
 from ftnas_jax.augment import normalize
 from ftnas_jax.checkpoints import Checkpoints
 from ftnas_jax.data import Dataset
@@ -79,7 +79,8 @@ class Trained:
         epochs = f"{self.epochs} of {self.config['epochs']} epochs"
         held = self.config["fraction_lengths"] == "clean"
         lengths = ", fraction lengths those of its clean passes" if held else ""
-        return f"`{self.config['network']}` after {epochs} on {self.data_name} {under}{lengths}"
+        network = with_genotype(self.config["network"], os.path.relpath(self.path / GENOTYPE))
+        return f"`{network}` after {epochs} on {self.data_name} {under}{lengths}"
 
     def test_set(self, data_dir: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Normalized test images float32 [N, H, W, C], and their labels int32 [N].

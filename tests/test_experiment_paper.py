@@ -310,6 +310,11 @@ NO_TRAINING = "scale: no training can be so"
             "scale.found is 'mibb'; it reads NAME=FILE,..., with names of adsaf_ft, mibb, mibb_ft",
         ),
         ("found", "mibb=no/file", "genotype: cannot read 'no/file': No such file or directory"),
+        (
+            "data",
+            {"name": "digits", "data_dir": "", "cache_dir": "", "size": -1},
+            f"{NO_TRAINING}: data.size is -1; it counts pixels, 0 for native",
+        ),
         ("p_m", "2", "scale.p_m is '2': mibb: p_m is 2.0; a rate lies in [0, 1]"),
         ("epochs", 1.5, "epochs is 1.5; it takes a value like 100"),
     ],
@@ -336,6 +341,12 @@ def test_a_genotype_takes_the_place_of_a_search(tmp_path):
     assert "another search" not in report.write(other, plan)
     flops = costs_at(by_name(plan.network("found:mibb"), 10), (32, 32, 3)).flops
     assert f"| F-FT-Net | clean | here | - | - | {flops / 1e6:.1f} |" in text
+
+
+def test_a_file_without_a_genotype_is_refused_before_any_run(tmp_path):
+    (tmp_path / "mine.txt").write_text("normal=[], reduction=[]")
+    with pytest.raises(InputError, match="normal cell: node 2 has 0 connections"):
+        paper._check_scale(scale(found=f"mibb={tmp_path / 'mine.txt'}"))
 
 
 def test_runs_are_the_same_in_a_folder_that_moved(tmp_path):

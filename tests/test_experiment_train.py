@@ -324,25 +324,26 @@ def test_the_genotype_of_a_file_is_kept(tmp_path):
 
 
 def test_a_run_does_not_depend_on_where_a_genotype_was(tmp_path, monkeypatch):
-    """Two folders with the same genotype: one run; what its config names is its own copy."""
-    cells = "normal=[('none', 0, 2), ('none', 1, 2)], reduction=[('none', 0, 2), ('none', 1, 2)]"
-    kept = []
-    monkeypatch.setattr(experiment, "_train", lambda job, run, *_: kept.append(run))
-    monkeypatch.setattr(experiment, "_prepare", lambda config, run, _: kept.append(config))
-    monkeypatch.setattr(experiment.train_report, "write", lambda *_: None)
-    stored = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mine.txt").write_text(cells)
-        field = f"genotype:{tmp_path / name / 'mine.txt'},channels=4"
-        assert run(tmp_path / "run", network=field) == 0
-        stored.append(json.loads((tmp_path / "run" / "config.json").read_text())["config"])
-        assert kept[-2]["network"] == field
-        (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")  # work has been done
-    assert stored[0] == stored[1]
-    assert stored[0]["network"] == "genotype:genotype.json,channels=4"
-    with pytest.raises(RunError, match=r'network was "genotype:genotype.json,channels=4", now'):
-        run(tmp_path / "run", network=field.replace("channels=4", "channels=5"))
+    """The same genotype in two files is one run, another in the same file is refused."""
+    monkeypatch.setattr(Training, "compile", lambda _: None)
+    monkeypatch.setattr(experiment, "_train", lambda *_: None)
+    monkeypatch.setattr(train_report, "write", lambda *_: None)
+    one = "normal=[('none', 0, 2), ('none', 1, 2)], reduction=[('none', 0, 2), ('none', 1, 2)]"
+    other = one.replace("none", "skip_connect")
+    first, second, directory = tmp_path / "one.txt", tmp_path / "two.txt", tmp_path / "run"
+    first.write_text(one)
+    assert run(directory, network=f"genotype:{first},channels=4") == 0
+    (directory / "metrics.jsonl").write_text("{}\n")  # work has been done
+    second.write_text(one)
+    assert run(directory, network=f"genotype:{second},channels=4") == 0
+    stored = json.loads((directory / "config.json").read_text())["config"]
+    assert stored["network"] == "genotype:genotype.json,channels=4"
+    assert json.loads((directory / "genotype.json").read_text()) == {"best": {"genotype": one}}
+    with pytest.raises(RunError, match=r'network was "genotype:genotype\.json,channels=4", now'):
+        run(directory, network=f"genotype:{second},channels=5")
+    second.write_text(other)
+    with pytest.raises(RunError, match=r"began with .* in genotype.json, now it is .*skip_connect"):
+        run(directory, network=f"genotype:{second},channels=4")
 
 
 # What a training recommends

@@ -38,7 +38,7 @@ from experiments.train_configuration import training_config
 from ftnas_jax.checkpoints import explain_os_errors, write_atomically
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.faults import parse
-from ftnas_jax.models.cells import read_genotype
+from ftnas_jax.models import by_name
 from ftnas_jax.run import differences, read_json
 
 _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
@@ -59,8 +59,8 @@ _DONE, _SCALED = "done.json", "scale.json"
 _OTHER_NAMES = {"rates.epochs": "scale.trial_epochs", "rates.tried": "scale.p_m"}
 """Fields of a training that have another name in a scale."""
 
-_MAY_CHANGE = ("seeds", "chips", "data.data_dir", "data.cache_dir")
-"""Fields of a scale by which its runs do not differ from those of another."""
+_MAY_CHANGE = ("seeds", "chips", "found", "data.data_dir", "data.cache_dir")
+"""Fields of a scale that change no run but those whose arguments tell."""
 
 
 def make(
@@ -238,9 +238,9 @@ def _check_runs(plan: Plan) -> None:
         search_config(_overridden(search_defaults, plan.search_fields()))
     except InputError as error:
         raise InputError(f"scale.search: no search can be so: {error}") from error
-    for file in plan.found.values():
+    for search in plan.found:
         with as_input_error():
-            read_genotype(file)
+            by_name(plan.network(f"found:{search}"), num_classes=2)
 
 
 def _overridden(module: ModuleType, fields: Mapping[str, Any]) -> dict[str, Any]:

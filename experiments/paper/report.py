@@ -104,7 +104,7 @@ def _cell(rows: Sequence[dict[str, str]]) -> Cell:
 def _costs(plan: Plan, row: Row) -> Costs | None:
     """None while the row's architecture is not found yet."""
     search = search_of(row.network)
-    if search and not Path(plan.genotype_of(search, str(plan.folder))).exists():
+    if search and not Path(plan.genotype_of(search, str(plan.folder))).expanduser().exists():
         return None
     data = read_json(plan.folder / plan.training(row, 0).name / trained.DATA) or _CIFAR10
     with as_input_error():

@@ -69,16 +69,17 @@ class Plan:
 
     def search(self, name: str) -> Run:
         """The search of a config."""
-        arguments = ("--config", f"configs/{name}.py", *self._fields(self.search_fields()))
+        arguments = ("--config", f"configs/{name}.py", *_overrides(self.search_fields()))
         return Run(f"search-{name}", "experiments.search", arguments)
 
     def search_fields(self) -> dict[str, Any]:
-        """Fields of a search other than its data, where its config differs."""
+        """Fields of a search where its config differs, by dotted names."""
         size = self.scale["search"]
         return {
             "epochs": size["epochs"],
             "batch_size": size["batch_size"],
             "network.channels": size["channels"],
+            **self._data(),
         }
 
     def _search_before(self, row: Row) -> Run | None:
@@ -92,16 +93,17 @@ class Plan:
         fields |= self.training_fields(row.recipe)
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
-        arguments = ("--config", f"configs/{config}.py", *self._fields(fields))
+        arguments = ("--config", f"configs/{config}.py", *_overrides(fields))
         search = self._search_before(row)
         needs = search and search.name
         return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments, needs)
 
     def training_fields(self, recipe: Recipe) -> dict[str, Any]:
-        """Fields of a training other than its network, data and seed, where its config differs."""
+        """Fields of a training where its config differs, but for network and seed."""
         as_they_are = ("epochs", "batch_size", "norm_passes", "fraction_lengths")
         fields = {name: self.scale[name] for name in as_they_are}
-        return fields | {"test_every": self.scale["epochs"]} | self._recipe(recipe)
+        own = {"test_every": self.scale["epochs"]} | self._recipe(recipe)
+        return fields | own | self._data()
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
         """The campaign on a row's network under a sweep."""
@@ -192,13 +194,15 @@ class Plan:
             return {"faults": f"mibb:p_m={tried}"}
         return {"rates.tried": tried, "rates.epochs": self.scale["trial_epochs"]}
 
-    def _fields(self, fields: Mapping[str, Any]) -> list[str]:
-        """As arguments, with those of the data."""
-        whole = {**fields, **{f"data.{name}": v for name, v in self.scale["data"].items()}}
-        return [f"--config.{name}={value}" for name, value in whole.items()]
+    def _data(self) -> dict[str, Any]:
+        return {f"data.{name}": value for name, value in self.scale["data"].items()}
 
     def _data_dir(self) -> Sequence[str]:
         return ("--data_dir", self.scale["data"]["data_dir"])
+
+
+def _overrides(fields: Mapping[str, Any]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def search_of(network: str) -> str | None:
