@@ -19,6 +19,7 @@ class Visited(Protocol):
         text: its name.
         label: the same, short: what makes it differ from the other points of a sweep.
         sweep: name of the sweep that it belongs to, None where nothing was swept.
+        parameter: name of what was swept, as `p_m` or `time`, if anything.
         sound: whether nothing can fail: all chips are alike.
     """
 
@@ -34,6 +35,8 @@ class Visited(Protocol):
     def label(self) -> str: ...
     @property
     def sweep(self) -> str | None: ...
+    @property
+    def parameter(self) -> str | None: ...
     @property
     def sound(self) -> bool: ...
 
@@ -55,6 +58,7 @@ class Point:
             that is how they stand in `faults`.
         sweep: the models as text without what was swept, or as short as `told_apart` makes it; None
             where nothing was.
+        parameter: name of what was swept, as `p_m` or `time`, None where nothing was.
     """
 
     faults: Faults
@@ -64,6 +68,7 @@ class Point:
     bit: int | None = None
     program: Faults | None = None
     sweep: str | None = None
+    parameter: str | None = None
 
     @property
     def text(self) -> str:
@@ -138,7 +143,7 @@ def points(
         texts = [format_text(model) for model in faults]
         texts[place] = _without_rate(faults[place])
         return tuple(
-            Point(own, rate=float(rate), sweep="+".join(texts))
+            Point(own, rate=float(rate), sweep="+".join(texts), parameter=faults[place].rate_name)
             for own, rate in zip(swept, rates, strict=True)
         )
     if times is not None:
@@ -149,7 +154,12 @@ def points(
             )
         sweep = format_text(faults)
         return tuple(
-            Point(tuple(m.at_time(float(t)) for m in faults), time=float(t), sweep=sweep)
+            Point(
+                tuple(m.at_time(float(t)) for m in faults),
+                time=float(t),
+                sweep=sweep,
+                parameter="time",
+            )
             for t in times
         )
     return (Point(faults),)

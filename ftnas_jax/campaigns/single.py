@@ -63,6 +63,7 @@ class Stratum:
     rate: None = dataclasses.field(default=None, init=False)
     time: None = dataclasses.field(default=None, init=False)
     sweep: None = dataclasses.field(default=None, init=False)
+    parameter: None = dataclasses.field(default=None, init=False)
     sound: bool = dataclasses.field(default=False, init=False)
 
     @property

@@ -91,7 +91,18 @@ class FaultModel:
         Raises:
             ValueError: the model has none.
         """
-        return getattr(self, self._one_rate())
+        return getattr(self, self.rate_name)
+
+    @property
+    def rate_name(self) -> str:
+        """How its text calls what `at_rate` sets, as `p_m`.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if len(self.rates) != 1:
+            raise ValueError(f"{self.name}: it has no rate that could be set")
+        return self.rates[0]
 
     def at_rate(self, rate: float | jax.Array) -> Self:
         """The model at another rate, which may be a traced float32.
@@ -99,12 +110,7 @@ class FaultModel:
         Raises:
             ValueError: the model has no rate, or a Python number is none for it.
         """
-        return dataclasses.replace(self, **{self._one_rate(): rate})
-
-    def _one_rate(self) -> str:
-        if len(self.rates) != 1:
-            raise ValueError(f"{self.name}: it has no rate that could be set")
-        return self.rates[0]
+        return dataclasses.replace(self, **{self.rate_name: rate})
 
     @property
     def ages(self) -> bool:

@@ -90,6 +90,11 @@ class StuckCells(AccumulatingModel):
         """p0 + p1."""
         return self.p0 + self.p1
 
+    @property
+    def rate_name(self) -> str:
+        """That of the sum."""
+        return "rate"
+
     def at_rate(self, rate: float | jax.Array) -> Self:
         """The model with another sum of p0 and p1, in the proportion that they have now.
 

@@ -100,8 +100,7 @@ def _draw_curve(axes: Axes, outcomes: Sequence[Outcome], color: str, name: str) 
 
 def _label(axes: Axes, title: str, outcomes: Sequence[Outcome]) -> None:
     values = [value for outcome in outcomes if (value := _value(outcome)) is not None]
-    timed = outcomes[0].point.time is not None
-    axes.set(title=title, xlabel="time" if timed else "rate", ylim=(0, 101))
+    axes.set(title=title, xlabel=outcomes[0].point.parameter, ylim=(0, 101))
     scale_rates(axes, values)
 
 

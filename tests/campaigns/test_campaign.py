@@ -271,6 +271,7 @@ def test_two_sweeps_of_a_model_are_told_apart():
     assert labels == [f"{text} {rate}" for text in texts for rate in ("0", "0.04", "0.1")]
     figure = draw_curves(report)
     assert [axes.get_title("left") for axes in figure.axes] == list(texts)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["rate", "rate"]
     for axes in figure.axes:
         np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.0, 0.04, 0.1])
 

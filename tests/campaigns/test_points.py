@@ -46,6 +46,20 @@ def test_a_sweep_is_named_by_what_stays(text, sweep, name):
     assert {point.sweep for point in _points(text, **sweep)} == {name}
 
 
+@pytest.mark.parametrize(
+    ("text", "sweep", "parameter"),
+    [
+        ("stuck_at", {"rates": [0.1]}, "rate"),
+        ("mibb", {"rates": [0.1]}, "p_m"),
+        ("mibb+log_normal", {"rates": [0.1], "sweep": "log_normal"}, "sigma"),
+        ("drift", {"times": [2]}, "time"),
+        ("mibb", {}, None),
+    ],
+)
+def test_what_is_swept_has_the_name_that_its_text_has(text, sweep, parameter):
+    assert {point.parameter for point in _points(text, **sweep)} == {parameter}
+
+
 def test_times_age_what_ages():
     found = _points("stuck_at:p0=0.06,p1=0.02+mibb:p_m=1e-3", times=[1, 5])
     assert [p.time for p in found] == [1.0, 5.0]
