@@ -20,7 +20,7 @@ from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.faults.text import format_text
 from ftnas_jax.nn.hardware import Hardware
 from ftnas_jax.run import read_json
-from ftnas_jax.training import TrainingState, state_shapes
+from ftnas_jax.training import TrainingState, initial_key, state_shapes
 from ftnas_jax.training_config import TrainingConfig
 
 JOB = "training"
@@ -81,6 +81,12 @@ class Trained:
         lengths = ", fraction lengths those of its clean passes" if held else ""
         network = with_genotype(self.config["network"], os.path.relpath(self.path / GENOTYPE))
         return f"`{network}` after {epochs} on {self.data_name} {under}{lengths}"
+
+    def initial_variables(self) -> Mapping[str, Any]:
+        """Those of the model before the first step, as `variables`."""
+        shape = read_json(self.path / DATA)["image_shape"]
+        key = initial_key(self.config["seed"])
+        return self.model.init(key, jnp.zeros((1, *shape)), train=False)
 
     def test_set(self, data_dir: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Normalized test images float32 [N, H, W, C], and their labels int32 [N].

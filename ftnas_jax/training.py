@@ -165,7 +165,7 @@ class Training:
 
     def init(self) -> TrainingState:
         """The state before the first step."""
-        return self._run_init(jax.random.fold_in(self._root, _INIT))
+        return self._run_init(initial_key(self.config.seed))
 
     def train(self, state: TrainingState, epoch: int, start: int, stop: int) -> TrainingState:
         """Steps `start` to `stop` (exclusive) of training in an epoch; donates `state`."""
@@ -405,6 +405,11 @@ class Training:
         _, rights = self._over(passes, count, ())
         names = [f"test/accuracy_{_name(faulty)}" for faulty, _ in passes]
         return state._replace(totals=_add(state.totals, dict(zip(names, rights, strict=True))))
+
+
+def initial_key(seed: int) -> jax.Array:
+    """The key by which the model's variables are drawn."""
+    return jax.random.fold_in(jax.random.key(seed), _INIT)
 
 
 def state_shapes(

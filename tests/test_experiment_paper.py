@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from ftnas_jax.costs import costs_at
 from ftnas_jax.errors import InputError
 from ftnas_jax.models import by_name
 from ftnas_jax.models.stacks import Primitive, RandomBlocks, Stack
-from ftnas_jax.space import PRIMITIVES, Space
+from ftnas_jax.space import PRIMITIVES, Architecture, Space
 
 SCALES = {"full": paper_full, "small": paper_small}
 
@@ -229,6 +230,14 @@ def scale(**fields) -> dict:
     return config.to_dict()
 
 
+def measured(run, folder: Path, *rows: str) -> None:
+    """A campaign that has ended, with these lines of rate, accuracy, interval, clean and chips."""
+    (folder / run.name).mkdir()
+    lines = ["rate,accuracy,accuracy_low,accuracy_high,clean,chips", *rows, ""]
+    (folder / run.name / "summary.csv").write_text("\n".join(lines))
+    run.mark_done(folder)
+
+
 def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch):
     table = dataclasses.replace(SMALL, rows=SMALL.rows[:1])
     faults = {"faults": "stuck_at:p0=0.067,p1=0.013"}
@@ -255,13 +264,18 @@ def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch)
     assert f"| Linear | p=0.08 | here | {100 * float(row['clean']):.1f} |" in text
     assert "| | | paper | 90.8 | 69.6 | 919 | 2.71 |" in text
     assert "over 4 chips on 50 test images" in text
-    assert set(json.loads((tmp_path / "done.json").read_text())) == {
-        "train-tests.small_models-Linear-adsaf",
-        "eval-tests.small_models-Linear-adsaf-stuck",
-    }
-    # Once more: nothing is left to run.
+    # Once more, in a folder that moved, with data elsewhere: nothing is left to run.
     monkeypatch.setattr(paper, "_call", None)
-    assert paper.make([table], scale(), str(tmp_path)) == 0
+    moved, elsewhere = tmp_path.rename(tmp_path.with_name("moved")), scale()
+    elsewhere["data"]["data_dir"] = "elsewhere"
+    assert paper.make([table], elsewhere, str(moved)) == 0
+    assert (moved / "table-tiny.md").read_text() == text
+    # Chips are another number, of which none have been measured.
+    assert paper.make([table], scale(chips=9), str(moved), "list") == 0
+    assert [line.split()[2] for line in capfd.readouterr().out.splitlines()[-1:]] == [
+        "experiments.evaluate"
+    ]
+    assert "| Linear | p=0.08 | here | - | - |" in report.write(table, Plan(scale(chips=9), moved))
 
 
 def test_another_scale_than_that_of_the_runs_is_refused(tmp_path):
@@ -343,6 +357,55 @@ def test_a_genotype_takes_the_place_of_a_search(tmp_path):
     assert f"| F-FT-Net | clean | here | - | - | {flops / 1e6:.1f} |" in text
 
 
+def test_a_row_is_of_the_genotype_that_was_trained(tmp_path):
+    """Not of another that has taken its place since, in another file or the same."""
+    file, other = tmp_path / "mine.txt", tmp_path / "other.txt"
+    space = Space(nodes=3)
+    file.write_text(space.format(space.first()))
+    other.write_text(space.format(Architecture.from_array(space.random(jax.random.key(0)))))
+    plan, row = Plan(scale(found=f"mibb={file}"), tmp_path), SMALL.rows[1]
+    for run in (plan.training(row, 0), plan.campaign(row, SMALL.sweeps[0], 0)):
+        measured(run, tmp_path, "0.2,0.5,0.4,0.6,0.9,4")
+    assert "| F-FT-Net | clean | here | 90.0 | 50.0 ± 10.0 |" in report.write(SMALL, plan)
+    for changed in (
+        Plan(scale(found=f"mibb={other}"), tmp_path),
+        Plan(scale(), tmp_path),
+        (file.write_text(other.read_text()), plan)[1],
+    ):
+        assert "| F-FT-Net | clean | here | - | - |" in report.write(SMALL, changed)
+        assert not changed.training(row, 0).is_done(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("trainings", "said"),
+    [
+        ((0,), "1 of each network; baselines at {}; means over 4 chips on 50 test images, with "
+         "95 % intervals over chips"),
+        ((0, 1), "2 of each network; baselines at {}; means over 4 chips on 50 test images, with "
+         "95 % intervals over trainings"),
+    ],
+)  # fmt: skip
+def test_a_table_says_how_many_trainings_are_there(tmp_path, trainings, said):
+    table = dataclasses.replace(SMALL, rows=SMALL.rows[:1])
+    plan = Plan(scale(seeds=3), tmp_path)
+    for seed in trainings:
+        measured(plan.campaign(table.rows[0], table.sweeps[0], seed), tmp_path, "0.2,0.5,0,1,0.9,4")
+    text = report.write(table, plan)
+    assert said.format("0.125 of their channels, cells of 4 channels") in text
+    assert f"{3 - len(trainings)} of 3 accuracies are not there yet" in text
+
+
+def test_a_table_says_where_trainings_differ_in_number(tmp_path):
+    plan = Plan(scale(seeds=2), tmp_path)
+    for row, seeds in zip(SMALL.rows, (1, 2), strict=True):
+        for seed in range(seeds):
+            measured(plan.campaign(row, SMALL.sweeps[0], seed), tmp_path, "0.2,0.5,0,1,0.9,4")
+    text = report.write(SMALL, plan)
+    assert "1 or 2 of each network" in text
+    assert "with 95 % intervals over trainings, of a single one over chips, on digits" in text
+    assert "1 of 4 accuracies are not there yet" in text
+
+
 def test_a_file_without_a_genotype_is_refused_before_any_run(tmp_path):
     (tmp_path / "mine.txt").write_text("normal=[], reduction=[]")
     with pytest.raises(InputError, match="normal cell: node 2 has 0 connections"):
@@ -405,10 +468,8 @@ def test_curves_are_drawn_of_sweeps_with_gaps(tmp_path):
     sweep = dataclasses.replace(SMALL.sweeps[0], rates=(1e-5, 1e-4, 1e-3), some=())
     table, plan = dataclasses.replace(SMALL, sweeps=(sweep,)), Plan(scale(), tmp_path)
     assert "](table-tiny.png)" not in report.write(table, plan)
-    folder = tmp_path / plan.campaign(SMALL.rows[0], sweep, 0).name
-    folder.mkdir()
-    head = "rate,accuracy,accuracy_low,accuracy_high,clean,chips\n"
-    (folder / "summary.csv").write_text(f"{head}1e-5,0.8,0.7,0.9,0.9,4\n1e-3,0.5,0.4,0.6,0.9,4\n")
+    campaign = plan.campaign(SMALL.rows[0], sweep, 0)
+    measured(campaign, tmp_path, "1e-5,0.8,0.7,0.9,0.9,4", "1e-3,0.5,0.4,0.6,0.9,4")
     text = report.write(table, plan)
     assert "| 90.0 | 80.0 ± 10.0 | - | 50.0 ± 10.0 |" in text
     assert "](table-tiny.png)" in text
@@ -425,7 +486,7 @@ def test_the_exit_code_of_a_run_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "_call", call)
     assert paper.make([SMALL], scale(), str(tmp_path)) == 143
     assert len(calls) == 1
-    assert not (tmp_path / "done.json").exists()
+    assert not list(tmp_path.glob("*/done.json"))
     assert not (tmp_path / "table-tiny.md").exists()
 
 
@@ -434,6 +495,8 @@ def test_a_run_that_fails_stops_none_but_those_that_need_it(tmp_path, monkeypatc
 
     def call(command):
         folders.append(command[-1].rpartition("/")[2])
+        Path(command[-1]).mkdir()
+        Path(command[-1], "summary.csv").touch()
         return 1 if folders[-1] == "search-mibb" else 0
 
     monkeypatch.setattr(paper, "_call", call)
@@ -444,7 +507,7 @@ def test_a_run_that_fails_stops_none_but_those_that_need_it(tmp_path, monkeypatc
     assert told.out.count("left out: ") == 2
     names = "search-mibb, train-found-mibb-clean, eval-found-mibb-clean-stuck"
     assert told.err == f"failed: {names}; the same command tries them again\n"
-    assert set(json.loads((tmp_path / "done.json").read_text())) == set(folders[:2])
+    assert {done.parent.name for done in tmp_path.glob("*/done.json")} == set(folders[:2])
     assert "| Linear |" in (tmp_path / "table-tiny.md").read_text()
 
 
@@ -467,6 +530,34 @@ def test_rates_that_the_rule_kept_are_those_of_trainings_that_ended(tmp_path):
         line = json.dumps({"epoch": epoch, "train/rate": rate})
         (folder / "metrics.jsonl").write_text(line + "\n")
     assert report._trained_under(plan, row) == "p_m=0.0001 or 3e-05"
+
+
+def test_magnitudes_of_weights_stand_beside_those_before_the_training(tmp_path, monkeypatch):
+    """Of kernels that are known: 1 or 3 in the training, half of it before."""
+    blocks = RandomBlocks(layers=2, channels=2)
+    shapes = jax.eval_shape(blocks.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
+
+    def filled(leaf):
+        return np.resize(np.array([-1.0, 3.0]), leaf.shape)
+
+    variables = jax.tree.map(filled, shapes)
+    network = SimpleNamespace(
+        epochs=1, variables=variables, initial_variables=lambda: jax.tree.map(_half, variables)
+    )
+    plan, table = Plan(scale(), tmp_path), TABLES["weights"]
+    (tmp_path / plan.training(table.rows[0], 0).name / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(report.trained, "load", lambda run: network)
+    text = report.write(table, plan)
+    # 9 C_in C_out of both blocks' only 3x3 convolutions, C_in C_out of 1x1 ones: one in a block of
+    # this kind and two in a separable one.
+    pairs = 2 * 2 + 2 * 4
+    assert f"| Conv 3x3 | {9 * pairs} | 2.0000 | 1.0000 | 1.0000, 0.5000 |" in text
+    assert "| DepthwiseConv 3x3 | " in text
+    assert "After 1 of 1 epochs" in text
+
+
+def _half(leaf):
+    return leaf / 2
 
 
 def test_costs_are_those_of_the_images_trained_on(tmp_path):

@@ -34,7 +34,7 @@ from ftnas_jax.checkpoints import RunError
 from ftnas_jax.errors import InputError
 from ftnas_jax.faults import MiBB, StuckAt
 from ftnas_jax.supernet import Network
-from ftnas_jax.training import Training
+from ftnas_jax.training import Training, TrainingData
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, TRAIN_STEPS = 3, 22  # 1437 images, in batches of 64
@@ -231,6 +231,18 @@ def test_a_trained_network_is_loaded_as_it_was_tested(finished):
     share = float(np.mean(np.argmax(logits, -1) == labels))
     # In float32, where the test was in 8 bits.
     assert share == pytest.approx(rows(finished)[-1]["test/accuracy_clean"], abs=0.03)
+
+
+def test_initial_variables_are_those_that_the_training_began_with(finished):
+    found, config = trained.load(finished), config_with()
+    data = TrainingData.of(trained.load_data(config["data"]))
+    begun = Training(training_config(config), found.model, data).init().variables
+    ours = found.initial_variables()
+    assert jax.tree.structure(ours) == jax.tree.structure(begun)
+    for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(begun), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+    changed = found.variables["params"]["conv"]["kernel"] - ours["params"]["conv"]["kernel"]
+    assert np.abs(changed).max() > 0.01
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ _LIST = flags.DEFINE_bool("list", False, "Run nothing; print the commands that a
 
 Mode = Literal["run", "collect", "list"]
 
-_DONE, _SCALED = "done.json", "scale.json"
-"""In the folder of all runs: the arguments of those that ended, by name; and their scale."""
+_SCALED = "scale.json"
+"""In the folder of all runs: their scale."""
 
 _OTHER_NAMES = {"rates.epochs": "scale.trial_epochs", "rates.tried": "scale.p_m"}
 """Fields of a training that have another name in a scale."""
@@ -98,7 +98,7 @@ def make(
                 write_atomically(folder / file, text + "\n")
     wanted = _only(tables, rows)
     runs = list(dict.fromkeys(run for table in wanted for run in plan.runs(table)))
-    left = [run for run in runs if not _is_done(run, folder)]
+    left = [run for run in runs if not run.is_done(folder)]
     if mode == "list":
         print("\n".join(f"python {shlex.join(run.command(folder))}" for run in left))
         return 0
@@ -150,9 +150,10 @@ def _run_all(runs: list[Run], folder: Path, devices: int) -> int:
     for number, run in enumerate(runs, 1):
         command = run.command(folder) + ([f"--devices={devices}"] if devices else [])
         print(f"[{number}/{len(runs)}] python {shlex.join(command)}", flush=True)
-        if run.needs in failed:
-            print(f"left out: {run.needs} failed", flush=True)
-            failed[run.name] = failed[run.needs]
+        before = run.needs and run.needs.name
+        if before in failed:
+            print(f"left out: {before} failed", flush=True)
+            failed[run.name] = failed[before]
             continue
         code = _call([sys.executable, *command])
         if _is_signal(code):
@@ -160,9 +161,7 @@ def _run_all(runs: list[Run], folder: Path, devices: int) -> int:
         if code:
             failed[run.name] = code
             continue
-        done = read_json(folder / _DONE) or {}
-        done[run.name] = list(run.arguments)
-        write_atomically(folder / _DONE, json.dumps(done, indent=1, sort_keys=True) + "\n")
+        run.mark_done(folder)
     if failed:
         print(f"failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
     return next(iter(failed.values()), 0)
@@ -188,10 +187,6 @@ def _call(command: list[str]) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     return 128 - code if code < 0 else code
-
-
-def _is_done(run: Run, folder: Path) -> bool:
-    return (read_json(folder / _DONE) or {}).get(run.name) == list(run.arguments)
 
 
 def _mode() -> Mode:

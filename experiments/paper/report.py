@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +73,10 @@ def _cells(plan: Plan, row: Row, sweep: Sweep) -> list[Cell]:
     """One for each rate."""
     found: dict[float, list[dict[str, str]]] = {rate: [] for rate in sweep.shown}
     for seed in range(plan.scale["seeds"]):
-        path = plan.folder / plan.campaign(row, sweep, seed).name / "summary.csv"
-        for own in _read_csv(path):
+        campaign = plan.campaign(row, sweep, seed)
+        if not campaign.is_done(plan.folder):
+            continue
+        for own in _read_csv(plan.folder / campaign.name / "summary.csv"):
             for rate in sweep.shown:
                 if own["rate"] and math.isclose(float(own["rate"]), rate, rel_tol=1e-5):
                     found[rate].append(own)
@@ -82,8 +84,6 @@ def _cells(plan: Plan, row: Row, sweep: Sweep) -> list[Cell]:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -160,14 +160,15 @@ def _remarks(table: Table, plan: Plan, cells) -> list[str]:
     there = [cell for own in cells.values() for cell in own if cell.trainings]
     scale = plan.scale
     images = scale["images"] or "all"
-    over = "trainings" if scale["seeds"] > 1 else "chips"
-    missing = sum(not cell.trainings for own in cells.values() for cell in own)
+    wanted = scale["seeds"] * sum(map(len, cells.values()))
+    missing = wanted - sum(cell.trainings for cell in there)
     lines = [
         f"Accuracy in percent, columns of {' and '.join(s.title for s in table.sweeps)}. Here: "
-        f"trainings of {scale['epochs']} epochs, {scale['seeds']} of each network; baselines at "
-        f"{scale['width']:g} of their channels, cells of {scale['channels']} channels; means over "
-        f"{' or '.join(sorted({str(cell.chips) for cell in there})) or 'no'} chips on {images} "
-        f"test images, with 95 % intervals over {over}, on {scale['data']['name']}.",
+        f"trainings of {scale['epochs']} epochs, {_alternatives(c.trainings for c in there)} of "
+        f"each network; baselines at {scale['width']:g} of their channels, cells of "
+        f"{scale['channels']} channels; means over {_alternatives(c.chips for c in there)} chips "
+        f"on {images} test images, with 95 % intervals over {_over(there)}, on "
+        f"{scale['data']['name']}.",
         *_choices(scale),
     ]
     if table.remark:
@@ -177,8 +178,20 @@ def _remarks(table: Table, plan: Plan, cells) -> list[str]:
     if elsewhere:
         lines += ["", f"What another search found in place of {', '.join(elsewhere)}."]
     if missing:
-        lines += ["", f"{missing} of {missing + len(there)} accuracies are not there yet."]
+        lines += ["", f"{missing} of {wanted} accuracies are not there yet."]
     return lines
+
+
+def _alternatives(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(set(numbers)))) or "no"
+
+
+def _over(cells: Sequence[Cell]) -> str:
+    """What the intervals are over, as `_cell` takes them."""
+    several = {cell.trainings > 1 for cell in cells}
+    if several == {True, False}:
+        return "trainings, of a single one over chips"
+    return "trainings" if several == {True} else "chips"
 
 
 def _choices(scale: Mapping[str, Any]) -> list[str]:
@@ -280,15 +293,18 @@ _KINDS = ("Conv 3x3", "Conv 1x1", "DepthwiseConv 3x3")
 
 
 def _weights(table: Table, plan: Plan) -> str:
-    """|w| of the kernels of random blocks, by kind."""
+    """|w| of the kernels of random blocks, by kind, before their training and behind it."""
     run = plan.folder / plan.training(table.rows[0], 0).name
-    lines = ["| kernels | weights | mean magnitude | standard deviation |", "|---|---|---|---|"]
+    head = "| kernels | weights | mean magnitude | standard deviation | both before the training |"
+    lines = [head, "|---|---|---|---|---|"]
     epochs = 0
     if (run / "checkpoints").exists():
         network = trained.load(run)
         epochs = network.epochs
+        first = _magnitudes(network.initial_variables()["params"])
         for kind, w in _magnitudes(network.variables["params"]).items():
-            lines.append(f"| {kind} | {w.size:,} | {w.mean():.4f} | {w.std():.4f} |")
+            before = f"{first[kind].mean():.4f}, {first[kind].std():.4f}"
+            lines.append(f"| {kind} | {w.size:,} | {w.mean():.4f} | {w.std():.4f} | {before} |")
     how = f"After {epochs} of {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
     return "\n".join([f"# {table.title}", "", *lines, "", how, "", table.remark, ""])
 

@@ -5,6 +5,8 @@ type as well; what one table made another finds there.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,20 @@ import jax
 
 from experiments import trained
 from experiments.paper.tables import TABLES, Recipe, Row, Sweep, Table
+from ftnas_jax.checkpoints import explain_os_errors, write_atomically
 from ftnas_jax.errors import InputError
 from ftnas_jax.models import MODELS
+from ftnas_jax.run import read_json
 from ftnas_jax.space import PRIMITIVES, Architecture, Space
 
 _FOLDER = "{folder}"
 """Stands for the folder of all runs in their arguments, which stay the same where it is moved."""
+
+_DONE = "done.json"
+"""In the directory of a run that has ended: its record."""
+
+_PLACES = ("data_dir", "cache_dir")
+"""Fields of data that say where they lie."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +39,38 @@ class Run:
         name: of its directory within the folder of all runs.
         module: as in `python -m MODULE`.
         arguments: without the directory; `{folder}` stands for the folder of all runs.
-        needs: the name of the run whose results it takes, if any.
+        places: more arguments, which say where data lie and change no result.
+        needs: the run whose results it takes, if any.
+        reads: digest of a file that it reads and no run writes, if any.
     """
 
     name: str
     module: str
     arguments: tuple[str, ...]
-    needs: str | None = None
+    places: tuple[str, ...] = ()
+    needs: "Run | None" = None
+    reads: str = ""
 
     def command(self, folder: Path) -> list[str]:
         """What follows `python`."""
         arguments = [argument.replace(_FOLDER, str(folder)) for argument in self.arguments]
-        return ["-m", self.module, *arguments, "--workdir", str(folder / self.name)]
+        places = [*self.places, "--workdir", str(folder / self.name)]
+        return ["-m", self.module, *arguments, *places]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All that its results follow from, those of the runs before it included."""
+        needs = self.needs and self.needs.record
+        return {"arguments": list(self.arguments), "reads": self.reads, "needs": needs}
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether it has ended, as it would be run now; in its directory, that it may be moved."""
+        return read_json(folder / self.name / _DONE) == self.record
+
+    def mark_done(self, folder: Path) -> None:
+        """That it has ended."""
+        text = json.dumps(self.record, indent=1, sort_keys=True) + "\n"
+        write_atomically(folder / self.name / _DONE, text)
 
 
 class Plan:
@@ -70,7 +100,7 @@ class Plan:
     def search(self, name: str) -> Run:
         """The search of a config."""
         arguments = ("--config", f"configs/{name}.py", *_overrides(self.search_fields()))
-        return Run(f"search-{name}", "experiments.search", arguments)
+        return Run(f"search-{name}", "experiments.search", arguments, self._places())
 
     def search_fields(self) -> dict[str, Any]:
         """Fields of a search where its config differs, by dotted names."""
@@ -94,9 +124,22 @@ class Plan:
         # That of W-FTT-Net is the paper's training under stuck-at faults of any network.
         config = "train_wftt" if row.recipe == "adsaf" else "train_defaults"
         arguments = ("--config", f"configs/{config}.py", *_overrides(fields))
-        search = self._search_before(row)
-        needs = search and search.name
-        return Run(f"train-{self._name(row, seed)}", "experiments.train", arguments, needs)
+        return Run(
+            f"train-{self._name(row, seed)}",
+            "experiments.train",
+            arguments,
+            self._places(),
+            self._search_before(row),
+            self._digest(search_of(row.network)),
+        )
+
+    def _digest(self, search: str | None) -> str:
+        """Of the file with what stands in the place of a search, where one does."""
+        if search is None or search not in self.found:
+            return ""
+        file = Path(self.found[search]).expanduser()
+        with explain_os_errors(f"read {file}"):
+            return hashlib.sha256(file.read_bytes()).hexdigest()
 
     def training_fields(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of a training where its config differs, but for network and seed."""
@@ -107,9 +150,9 @@ class Plan:
 
     def campaign(self, row: Row, sweep: Sweep, seed: int) -> Run:
         """The campaign on a row's network under a sweep."""
-        training = self.training(row, seed).name
+        training = self.training(row, seed)
         arguments = (
-            *("--run", f"{_FOLDER}/{training}"),
+            *("--run", f"{_FOLDER}/{training.name}"),
             *("--faults", sweep.faults),
             *("--rates", ",".join(f"{rate:g}" for rate in sweep.rates)),
             *("--weight_encoding", sweep.encoding),
@@ -117,10 +160,10 @@ class Plan:
             *("--images", str(self.scale["images"])),
             *("--calibrate", str(self.scale["calibrate"])),
             *("--recalibrate", str(self.scale["recalibrate"])),
-            *self._data_dir(),
         )
         name = f"eval-{self._name(row, seed)}-{sweep.name}"
-        return Run(name, "experiments.evaluate", arguments, training)
+        places = ("--data_dir", self.scale["data"]["data_dir"])
+        return Run(name, "experiments.evaluate", arguments, places, training)
 
     def network(self, name: str) -> str:
         """The name of a row's network as `ftnas_jax.models.by_name` takes it."""
@@ -195,10 +238,13 @@ class Plan:
         return {"rates.tried": tried, "rates.epochs": self.scale["trial_epochs"]}
 
     def _data(self) -> dict[str, Any]:
-        return {f"data.{name}": value for name, value in self.scale["data"].items()}
+        """Which data, but for where they lie."""
+        data = self.scale["data"]
+        return {f"data.{name}": data[name] for name in data if name not in _PLACES}
 
-    def _data_dir(self) -> Sequence[str]:
-        return ("--data_dir", self.scale["data"]["data_dir"])
+    def _places(self) -> tuple[str, ...]:
+        """Where they lie."""
+        return tuple(_overrides({f"data.{name}": self.scale["data"][name] for name in _PLACES}))
 
 
 def _overrides(fields: Mapping[str, Any]) -> list[str]:
