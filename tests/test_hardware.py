@@ -380,8 +380,9 @@ def test_places_and_keys_give_different_faults_and_the_same_ones_again(kind, har
     [
         (FixedPoint(8, "sign_magnitude"), FixedPoint(8), jnp.bfloat16),
         (FixedPoint(2), FixedPoint(5), jnp.bfloat16),
-        (FixedPoint(9), FixedPoint(8), jnp.float32),
-        (FixedPoint(8), FixedPoint(9), jnp.float32),
+        (FixedPoint(9), FixedPoint(9), jnp.bfloat16),
+        (FixedPoint(10), FixedPoint(8), jnp.float32),
+        (FixedPoint(8), FixedPoint(10), jnp.float32),
         (None, FixedPoint(8), jnp.float32),
         (FixedPoint(8), None, jnp.float32),
     ],

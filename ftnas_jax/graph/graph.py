@@ -168,10 +168,10 @@ def where(equation: Any) -> str:
     return source_info_util.summarize(equation.source_info)
 
 
-def evaluate(node: Node, values: Sequence[Any]) -> Sequence[Any]:
-    """What a node without bodies computes of the values of its inputs."""
+def evaluate(node: Node, values: Sequence[Any], **changed: Any) -> Sequence[Any]:
+    """What a node without bodies computes of the values of its inputs, some parameters changed."""
     equation = node.equation
-    bound = equation.primitive.get_bind_params(equation.params)
+    bound = equation.primitive.get_bind_params(equation.params | changed)
     # Some versions of jax give functions apart from parameters.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     with equation.ctx.manager:

@@ -96,7 +96,14 @@ class Run:
             return self._cond(node, plan.bodies[node], values, draw)
         if is_ours(node):
             return run_convolution(node, values)
-        return evaluate(node, values)
+        return evaluate(node, values, **self._precision(node))
+
+    def _precision(self, node: Node) -> dict[str, Any]:
+        """That of a product, where the model's own default would round what the hardware holds."""
+        left_open = "precision" in node.params and node.params["precision"] is None
+        if not (left_open and self.hardware.needs_float32):
+            return {}
+        return {"precision": (lax.Precision.HIGHEST,) * 2}
 
     def _scan(self, node: Node, plan: Plan, values, draw: Draw, seen: Observed):
         """A loop; every turn has faults of its own, but in weights that turns share."""

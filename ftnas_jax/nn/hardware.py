@@ -153,14 +153,20 @@ class Hardware:
     def operands(self) -> Any:
         """The type in which convolutions take features and weights, without loss.
 
-        Matrix units of GPUs and TPUs multiply bfloat16 several times faster than float32. Its 8
-        significant bits hold every code of up to 8 bits, times a power of two; sums are float32
-        in either case. A CPU gains nothing.
+        Matrix units of GPUs and TPUs multiply bfloat16 several times faster than float32. Its sign
+        and 8 significant bits hold every code of up to 9 bits, times a power of two; sums are
+        float32 in either case. A CPU gains nothing.
         """
         formats = (self.weights, self.features)
-        held = all(fmt is not None and fmt.bits <= 8 for fmt in formats)
-        held = held and not any(model.analog for model in self.faults)
+        held = all(fmt is not None for fmt in formats) and not self.needs_float32
         return jnp.bfloat16 if held and not on_cpu() else jnp.float32
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether bfloat16 would round what the hardware holds: wide codes, conductances."""
+        formats = (self.weights, self.features)
+        wide = any(fmt is not None and fmt.bits > 9 for fmt in formats)
+        return wide or any(model.analog for model in self.faults)
 
 
 DRAWS = 2
