@@ -238,6 +238,17 @@ def measured(run, folder: Path, *rows: str) -> None:
     run.mark_done(folder)
 
 
+DATA = {"sha256": "pixels", "image_shape": [32, 32, 3], "num_classes": 10}
+
+
+def trained(run, folder: Path, sha256: str = "pixels", rate: float = 0.0) -> None:
+    """A training that has ended."""
+    (folder / run.name).mkdir()
+    (folder / run.name / "data.json").write_text(json.dumps(DATA | {"sha256": sha256}))
+    (folder / run.name / "metrics.jsonl").write_text(json.dumps({"train/rate": rate}) + "\n")
+    run.mark_done(folder)
+
+
 def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch):
     table = dataclasses.replace(SMALL, rows=SMALL.rows[:1])
     faults = {"faults": "stuck_at:p0=0.067,p1=0.013"}
@@ -270,9 +281,10 @@ def test_a_table_is_run_gone_on_with_and_collected(tmp_path, capfd, monkeypatch)
     elsewhere["data"]["data_dir"] = "elsewhere"
     assert paper.make([table], elsewhere, str(moved)) == 0
     assert (moved / "table-tiny.md").read_text() == text
+    capfd.readouterr()
     # Chips are another number, of which none have been measured.
     assert paper.make([table], scale(chips=9), str(moved), "list") == 0
-    assert [line.split()[2] for line in capfd.readouterr().out.splitlines()[-1:]] == [
+    assert [line.split()[2] for line in capfd.readouterr().out.splitlines()] == [
         "experiments.evaluate"
     ]
     assert "| Linear | p=0.08 | here | - | - |" in report.write(table, Plan(scale(chips=9), moved))
@@ -364,16 +376,34 @@ def test_a_row_is_of_the_genotype_that_was_trained(tmp_path):
     file.write_text(space.format(space.first()))
     other.write_text(space.format(Architecture.from_array(space.random(jax.random.key(0)))))
     plan, row = Plan(scale(found=f"mibb={file}"), tmp_path), SMALL.rows[1]
-    for run in (plan.training(row, 0), plan.campaign(row, SMALL.sweeps[0], 0)):
-        measured(run, tmp_path, "0.2,0.5,0.4,0.6,0.9,4")
-    assert "| F-FT-Net | clean | here | 90.0 | 50.0 ± 10.0 |" in report.write(SMALL, plan)
-    for changed in (
-        Plan(scale(found=f"mibb={other}"), tmp_path),
-        Plan(scale(), tmp_path),
-        (file.write_text(other.read_text()), plan)[1],
+    measured(plan.campaign(row, SMALL.sweeps[0], 0), tmp_path, "0.2,0.5,0.4,0.6,0.9,4")
+    measured_row = "| F-FT-Net | clean | here | 90.0 | 50.0 ± 10.0 |"
+    assert measured_row in report.write(SMALL, plan)
+    for found in (f"mibb={other}", ""):
+        changed = report.write(SMALL, Plan(scale(found=found), tmp_path))
+        assert "| F-FT-Net | clean | here | - | - |" in changed
+    assert measured_row in report.write(SMALL, plan)
+    file.write_text(other.read_text())
+    assert "| F-FT-Net | clean | here | - | - |" in report.write(SMALL, plan)
+
+
+def test_trainings_on_different_data_are_not_one_table(tmp_path):
+    plan = Plan(scale(seeds=2), tmp_path)
+    for seed in range(2):
+        trained(plan.training(SMALL.rows[0], seed), tmp_path, sha256=f"pixels {seed}")
+    with pytest.raises(
+        InputError, match=r"Linear-adsaf and .*-seed1 in .* on different data; coll"
     ):
-        assert "| F-FT-Net | clean | here | - | - |" in report.write(SMALL, changed)
-        assert not changed.training(row, 0).is_done(tmp_path)
+        report.write(SMALL, plan)
+
+
+def test_another_random_architecture_is_another_run(tmp_path, monkeypatch):
+    row, plan = TABLES["6"].rows[0], Plan(scale(), tmp_path)
+    trained(plan.training(row, 0), tmp_path)
+    assert plan.training(row, 0).is_done(tmp_path)
+    other = random_genotype(PRIMITIVES, 2)
+    monkeypatch.setattr("experiments.paper.runs.random_genotype", lambda *_: other)
+    assert not plan.training(row, 0).is_done(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -497,6 +527,7 @@ def test_a_run_that_fails_stops_none_but_those_that_need_it(tmp_path, monkeypatc
         folders.append(command[-1].rpartition("/")[2])
         Path(command[-1]).mkdir()
         Path(command[-1], "summary.csv").touch()
+        Path(command[-1], "data.json").write_text(json.dumps(DATA))
         return 1 if folders[-1] == "search-mibb" else 0
 
     monkeypatch.setattr(paper, "_call", call)
@@ -524,11 +555,8 @@ def test_rates_that_the_rule_kept_are_those_of_trainings_that_ended(tmp_path):
     row = Row("ResNet-18", "resnet18", "mibb", 79.2, (60.6,))
     plan = Plan(scale(epochs=2, seeds=3, p_m="3e-4,1e-4,3e-5"), tmp_path)
     assert report._trained_under(plan, row) == "p_m=?"
-    for seed, (epoch, rate) in enumerate([(2, 1e-4), (1, 3e-4), (2, 3e-5)]):
-        folder = tmp_path / plan.training(row, seed).name
-        folder.mkdir()
-        line = json.dumps({"epoch": epoch, "train/rate": rate})
-        (folder / "metrics.jsonl").write_text(line + "\n")
+    for seed, rate in ((0, 1e-4), (2, 3e-5)):
+        trained(plan.training(row, seed), tmp_path, rate=rate)
     assert report._trained_under(plan, row) == "p_m=0.0001 or 3e-05"
 
 
@@ -545,7 +573,8 @@ def test_magnitudes_of_weights_stand_beside_those_before_the_training(tmp_path, 
         epochs=1, variables=variables, initial_variables=lambda: jax.tree.map(_half, variables)
     )
     plan, table = Plan(scale(), tmp_path), TABLES["weights"]
-    (tmp_path / plan.training(table.rows[0], 0).name / "checkpoints").mkdir(parents=True)
+    assert "| Conv 3x3 |" not in report.write(table, plan)
+    trained(plan.training(table.rows[0], 0), tmp_path)
     monkeypatch.setattr(report.trained, "load", lambda run: network)
     text = report.write(table, plan)
     # 9 C_in C_out of both blocks' only 3x3 convolutions, C_in C_out of 1x1 ones: one in a block of
@@ -553,7 +582,7 @@ def test_magnitudes_of_weights_stand_beside_those_before_the_training(tmp_path, 
     pairs = 2 * 2 + 2 * 4
     assert f"| Conv 3x3 | {9 * pairs} | 2.0000 | 1.0000 | 1.0000, 0.5000 |" in text
     assert "| DepthwiseConv 3x3 | " in text
-    assert "After 1 of 1 epochs" in text
+    assert "After 1 epochs, 4 channels" in text
 
 
 def _half(leaf):

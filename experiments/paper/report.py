@@ -18,7 +18,7 @@ from experiments.paper.tables import Row, Sweep, Table
 from ftnas_jax.campaigns import statistics
 from ftnas_jax.campaigns.outcome import write_rows
 from ftnas_jax.costs import Costs, costs_at
-from ftnas_jax.errors import as_input_error
+from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.models import by_name
 from ftnas_jax.plots.style import PALETTE, STYLE, save_figure, scale_rates
 from ftnas_jax.run import read_json
@@ -48,7 +48,12 @@ class Cell(NamedTuple):
 
 
 def write(table: Table, plan: Plan) -> str:
-    """Write a table of what is there; returns its text."""
+    """Write a table of what is there; returns its text.
+
+    Raises:
+        InputError: it would mix trainings on different data.
+    """
+    _check_data(table, plan)
     if not table.sweeps:
         text = _weights(table, plan)
     else:
@@ -67,6 +72,22 @@ def write(table: Table, plan: Plan) -> str:
 
 
 # What is there
+
+
+def _check_data(table: Table, plan: Plan) -> None:
+    """Refuse trainings on different data, as other machines may have them under the same name."""
+    seen: dict[str, str] = {}
+    for row in table.rows:
+        for seed in range(plan.scale["seeds"]):
+            run = plan.training(row, seed)
+            if run.is_done(plan.folder):
+                data = read_json(plan.folder / run.name / trained.DATA)
+                seen.setdefault(data["sha256"], run.name)
+    if len(seen) > 1:
+        raise InputError(
+            f"{' and '.join(seen.values())} in {plan.folder} were trained on different data; "
+            "collect them in folders of their own"
+        )
 
 
 def _cells(plan: Plan, row: Row, sweep: Sweep) -> list[Cell]:
@@ -129,10 +150,11 @@ def _trained_under(plan: Plan, row: Row) -> str:
 
 def _kept(plan: Plan, row: Row, seed: int) -> str | None:
     """The rate that the rule kept; None before the training has ended."""
-    path = plan.folder / plan.training(row, seed).name / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    last = json.loads(lines[-1]) if lines else {"epoch": 0}
-    return f"{last['train/rate']:g}" if last["epoch"] == plan.scale["epochs"] else None
+    run = plan.training(row, seed)
+    if not run.is_done(plan.folder):
+        return None
+    last = (plan.folder / run.name / "metrics.jsonl").read_text().splitlines()[-1]
+    return f"{json.loads(last)['train/rate']:g}"
 
 
 # As text
@@ -294,18 +316,16 @@ _KINDS = ("Conv 3x3", "Conv 1x1", "DepthwiseConv 3x3")
 
 def _weights(table: Table, plan: Plan) -> str:
     """|w| of the kernels of random blocks, by kind, before their training and behind it."""
-    run = plan.folder / plan.training(table.rows[0], 0).name
+    run = plan.training(table.rows[0], 0)
     head = "| kernels | weights | mean magnitude | standard deviation | both before the training |"
     lines = [head, "|---|---|---|---|---|"]
-    epochs = 0
-    if (run / "checkpoints").exists():
-        network = trained.load(run)
-        epochs = network.epochs
+    if run.is_done(plan.folder):
+        network = trained.load(plan.folder / run.name)
         first = _magnitudes(network.initial_variables()["params"])
         for kind, w in _magnitudes(network.variables["params"]).items():
             before = f"{first[kind].mean():.4f}, {first[kind].std():.4f}"
             lines.append(f"| {kind} | {w.size:,} | {w.mean():.4f} | {w.std():.4f} | {before} |")
-    how = f"After {epochs} of {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
+    how = f"After {plan.scale['epochs']} epochs, {plan.scale['channels']} channels."
     return "\n".join([f"# {table.title}", "", *lines, "", how, "", table.remark, ""])
 
 

@@ -41,7 +41,7 @@ class Run:
         arguments: without the directory; `{folder}` stands for the folder of all runs.
         places: more arguments, which say where data lie and change no result.
         needs: the run whose results it takes, if any.
-        reads: digest of a file that it reads and no run writes, if any.
+        reads: digest of a genotype that it reads and no run finds, if any.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """All that its results follow from, those of the runs before it included."""
+        """What its results follow from at this scale, with the runs before it."""
         needs = self.needs and self.needs.record
         return {"arguments": list(self.arguments), "reads": self.reads, "needs": needs}
 
@@ -130,16 +130,17 @@ class Plan:
             arguments,
             self._places(),
             self._search_before(row),
-            self._digest(search_of(row.network)),
+            self._digest(row.network),
         )
 
-    def _digest(self, search: str | None) -> str:
-        """Of the file with what stands in the place of a search, where one does."""
-        if search is None or search not in self.found:
-            return ""
-        file = Path(self.found[search]).expanduser()
-        with explain_os_errors(f"read {file}"):
-            return hashlib.sha256(file.read_bytes()).hexdigest()
+    def _digest(self, network: str) -> str:
+        """Of a random architecture, or of the file that stands in the place of a search."""
+        search, text = search_of(network), self._random(network)
+        if search in self.found:
+            file = Path(self.found[search]).expanduser()
+            with explain_os_errors(f"read {file}"):
+                text = file.read_text(encoding="utf-8")
+        return text and hashlib.sha256(text.encode()).hexdigest()
 
     def training_fields(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of a training where its config differs, but for network and seed."""
@@ -194,14 +195,16 @@ class Plan:
 
     def genotypes(self, table: Table) -> dict[str, str]:
         """Texts of the random architectures of a table, by their files."""
-        texts = {}
-        for row in table.rows:
-            kind, _, rest = row.network.partition(":")
-            if kind in ("sample", "sep_conv_5x5"):
-                primitives = PRIMITIVES if kind == "sample" else (kind,)
-                number = int(rest.rpartition(":")[2])
-                texts[self._file(row.network)] = random_genotype(primitives, number)
-        return texts
+        texts = {self._file(row.network): self._random(row.network) for row in table.rows}
+        return {file: text for file, text in texts.items() if text}
+
+    def _random(self, network: str) -> str:
+        """The text of a random architecture; empty of any other."""
+        kind, _, rest = network.partition(":")
+        if kind not in ("sample", "sep_conv_5x5"):
+            return ""
+        primitives = PRIMITIVES if kind == "sample" else (kind,)
+        return random_genotype(primitives, int(rest.rpartition(":")[2]))
 
     def _file(self, network: str) -> str:
         """Where a random architecture is written; samples of all searches are the same ones."""
