@@ -28,7 +28,7 @@ from typing import Any
 
 from ftnas_jax.checkpoints import Checkpoints, RunError, explain_os_errors, write_atomically
 
-__all__ = ["RunDir", "RunError", "read_json"]
+__all__ = ["RunDir", "RunError", "read_json", "write_json", "write_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,15 +164,12 @@ class RunDir:
             )
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write `value` to the file `name`, sorted and indented, atomically."""
-        self.write_text(name, _dump(value))
+        """Write `value` to the file `name`, see the function `write_json`."""
+        write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write `text` to the file `name`, atomically."""
-        path = self.path / name
-        with explain_os_errors(f"write {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text)
+        """Write `text` to the file `name`, see the function `write_text`."""
+        write_text(self.path / name, text)
 
     def remove(self, name: str) -> None:
         """Remove the file `name`, if it is there."""
@@ -219,6 +216,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); remove it and start again") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to a file, sorted and indented, atomically."""
+    write_text(path, _dump(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a file, atomically; its directory is made."""
+    with explain_os_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
 
 
 def _refuse_foreign_files(path: Path) -> None:

@@ -15,7 +15,6 @@ table-4.csv, and curves where rates were swept. Fields of the scale are overridd
 
 import dataclasses
 import fnmatch
-import json
 import shlex
 import signal
 import subprocess
@@ -35,11 +34,11 @@ from experiments.paper import report
 from experiments.paper.runs import Plan, Run
 from experiments.paper.tables import TABLES, Recipe, Table
 from experiments.train_configuration import training_config
-from ftnas_jax.checkpoints import explain_os_errors, write_atomically
+from ftnas_jax.checkpoints import explain_os_errors
 from ftnas_jax.errors import InputError, as_input_error
 from ftnas_jax.faults import parse
 from ftnas_jax.models import by_name
-from ftnas_jax.run import differences, read_json
+from ftnas_jax.run import differences, read_json, write_json, write_text
 
 _TABLE = flags.DEFINE_list("table", [], f"Which tables, of {', '.join(TABLES)}.")
 _SCALE = config_flags.DEFINE_config_file(
@@ -93,9 +92,7 @@ def make(
     plan = Plan(scale, folder)
     for table in tables:
         for file, text in plan.genotypes(table).items():
-            with explain_os_errors(f"write {folder / file}"):
-                (folder / file).parent.mkdir(exist_ok=True)
-                write_atomically(folder / file, text + "\n")
+            write_text(folder / file, text + "\n")
     wanted = _only(tables, rows)
     runs = list(dict.fromkeys(run for table in wanted for run in plan.runs(table)))
     left = [run for run in runs if not run.is_done(folder)]
@@ -134,8 +131,7 @@ def _keep_to(scale: Mapping[str, Any], folder: Path, keep: bool) -> None:
     """
     before = read_json(folder / _SCALED)
     if before is None and keep:
-        with explain_os_errors(f"write {folder / _SCALED}"):
-            write_atomically(folder / _SCALED, json.dumps(scale, indent=1, sort_keys=True) + "\n")
+        write_json(folder / _SCALED, scale)
     others = differences(before, scale, _MAY_CHANGE) if before is not None else []
     if others:
         raise InputError(

@@ -5,7 +5,6 @@ type as well; what one table made another finds there.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ import jax
 
 from experiments import trained
 from experiments.paper.tables import TABLES, Recipe, Row, Sweep, Table
-from ftnas_jax.checkpoints import explain_os_errors, write_atomically
+from experiments.train_configuration import genotype
 from ftnas_jax.errors import InputError
 from ftnas_jax.models import MODELS
-from ftnas_jax.run import read_json
+from ftnas_jax.run import read_json, write_json
 from ftnas_jax.space import PRIMITIVES, Architecture, Space
 
 _FOLDER = "{folder}"
@@ -41,7 +40,7 @@ class Run:
         arguments: without the directory; `{folder}` stands for the folder of all runs.
         places: more arguments, which say where data lie and change no result.
         needs: the run whose results it takes, if any.
-        reads: digest of a genotype that it reads and no run finds, if any.
+        reads: a genotype that it reads and no run finds, as text, if any.
     """
 
     name: str
@@ -69,8 +68,7 @@ class Run:
 
     def mark_done(self, folder: Path) -> None:
         """That it has ended."""
-        text = json.dumps(self.record, indent=1, sort_keys=True) + "\n"
-        write_atomically(folder / self.name / _DONE, text)
+        write_json(folder / self.name / _DONE, self.record)
 
 
 class Plan:
@@ -130,17 +128,14 @@ class Plan:
             arguments,
             self._places(),
             self._search_before(row),
-            self._digest(row.network),
+            self._read(row.network),
         )
 
-    def _digest(self, network: str) -> str:
-        """Of a random architecture, or of the file that stands in the place of a search."""
-        search, text = search_of(network), self._random(network)
-        if search in self.found:
-            file = Path(self.found[search]).expanduser()
-            with explain_os_errors(f"read {file}"):
-                text = file.read_text(encoding="utf-8")
-        return text and hashlib.sha256(text.encode()).hexdigest()
+    def _read(self, network: str) -> str:
+        """A random architecture, or what a training takes of the file in the place of a search."""
+        if search_of(network) in self.found:
+            return json.dumps(genotype({"network": self.network(network)}), sort_keys=True)
+        return self._random(network)
 
     def training_fields(self, recipe: Recipe) -> dict[str, Any]:
         """Fields of a training where its config differs, but for network and seed."""
